@@ -1,0 +1,84 @@
+"""The contract between the agent and what makes containers: an OCI runtime, a Wasm engine.
+
+A driver creates, starts and removes processes; it keeps no state machine (that is ``agent/containers.py``), sends no
+signals (the agent is the parent of every process and does it itself) and reads no exit codes (the agent reaps).
+Every verb may be called again after a failure; ``delete`` of what is gone succeeds. All of them raise the errors of
+``kuasar/core/errors.py``: :class:`BackendFailed` with the engine's own words, :class:`InvalidArgument` naming the field
+of the specification, :class:`Unimplemented` for what the engine has not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+EXEC = "exec"
+PAUSE = "pause"
+UPDATE = "update"
+TTY = "tty"
+CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True)
+class ContainerSetup:
+    """One container to be made."""
+
+    id: str
+    """Validated identifier, unique in the sandbox."""
+    directory: str
+    """A directory of the container's own, 0700, in which the driver may keep what it needs; removed by the agent."""
+    rootfs: str
+    """Where its root file system is mounted."""
+    spec: dict[str, Any]
+    """The OCI runtime specification, already adapted to the agent's view (docs/agent-protocol.md)."""
+
+
+@dataclass(frozen=True)
+class ProcessStdio:
+    """What a new process gets as standard descriptors. With ``terminal`` the three are unused: the driver makes a
+    pseudo-terminal and gives its master back."""
+
+    terminal: bool
+    stdin: int | None
+    stdout: int | None
+    stderr: int | None
+    width: int = 0
+    height: int = 0
+
+
+@dataclass(frozen=True)
+class Started:
+    """A process that exists: its pid in the agent's pid namespace, and the terminal's master (owned by the agent)."""
+
+    pid: int
+    console: int | None = None
+
+
+class Driver(Protocol):
+    """The verbs. Which optional ones work is said by ``capabilities``; the agent refuses the others itself."""
+
+    name: str
+    capabilities: frozenset[str]
+
+    async def create(self, setup: ContainerSetup, stdio: ProcessStdio, deadline: float | None) -> Started:
+        """Make the container and its init process, which must not run user code yet. Undoes itself on failure."""
+
+    async def start(self, container_id: str, deadline: float | None) -> None:
+        """Let the init process run. Allowed once after ``create``."""
+
+    async def exec(
+        self, container_id: str, exec_id: str, process: dict[str, Any], stdio: ProcessStdio, deadline: float | None
+    ) -> Started:
+        """Start another process (an OCI process) in a running container."""
+
+    async def delete(self, container_id: str, deadline: float | None) -> None:
+        """Forget a container whose processes are dead, with its cgroup. Repeating is harmless."""
+
+    async def pause(self, container_id: str, deadline: float | None) -> None:
+        """Freeze all processes of the container."""
+
+    async def resume(self, container_id: str, deadline: float | None) -> None:
+        """Thaw them."""
+
+    async def update(self, container_id: str, resources: dict[str, Any], deadline: float | None) -> None:
+        """Apply OCI LinuxResources to a created or running container."""

@@ -1,0 +1,170 @@
+"""The messages of the bus as frozen types, with their one encoder and their one total decoder (docs/bus.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import msgpack
+
+VERSION = 1
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+
+
+class MalformedMessage(Exception):
+    """Bytes that are no message of this version; the text says what is wrong. Drop them and go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A worker introduces itself to a gateway it has not met."""
+
+    kind: ClassVar[str] = "hello"
+    sandbox: str
+    namespace: str
+    engine: str
+    sandboxer: str
+    instance: str
+    generation: int
+    pid: int
+    state: str
+    containers: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The gateway asks a worker to do ``op``. ``deadline`` is in seconds of this host's CLOCK_MONOTONIC."""
+
+    kind: ClassVar[str] = "request"
+    epoch: int
+    n: int
+    key: str
+    op: str
+    body: dict[str, Any]
+    deadline: float | None
+    generation: int
+    acks: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to a request: exactly one of ``body`` and ``error``."""
+
+    kind: ClassVar[str] = "reply"
+    epoch: int
+    n: int
+    generation: int
+    body: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened in a sandbox; kept by the worker until acknowledged."""
+
+    kind: ClassVar[str] = "event"
+    generation: int
+    seq: int
+    topic: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A sign of life that carries acknowledgements."""
+
+    kind: ClassVar[str] = "heartbeat"
+    epoch: int
+    generation: int
+    acks: list[str]
+    event_ack: int
+
+
+Message = Hello | Request | Reply | Event | Heartbeat
+
+
+def encode(message: Message) -> bytes:
+    """One frame. Raises :class:`MalformedMessage` if it would be larger than the bus carries."""
+    wire: dict[str, Any] = {"v": VERSION, "k": message.kind}
+    for name, optional in _FIELDS[type(message)].items():
+        value = getattr(message, name)
+        if value is not None or not optional[1]:
+            wire[name] = value
+    data = bytes(msgpack.packb(wire))
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise MalformedMessage(f"{message.kind} of {len(data)} bytes: the bus carries at most {MAX_MESSAGE_BYTES}")
+    return data
+
+
+def decode(data: bytes) -> Message:
+    """The message in one frame. Total: whatever the bytes, a message or :class:`MalformedMessage`."""
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise MalformedMessage(f"{len(data)} bytes: the bus carries at most {MAX_MESSAGE_BYTES}")
+    try:
+        wire = msgpack.unpackb(data)
+    except (ValueError, msgpack.UnpackException, RecursionError) as exc:
+        raise MalformedMessage(f"not msgpack: {exc}") from exc
+    if not isinstance(wire, dict):
+        raise MalformedMessage(f"a map is needed, got {type(wire).__name__}")
+    if wire.get("v") != VERSION:
+        raise MalformedMessage(f"version {wire.get('v')!r}, this side speaks {VERSION}")
+    kind = wire.get("k")
+    cls = _KINDS.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        raise MalformedMessage(f"unknown kind {kind!r:.80}")
+    return _build(cls, wire)
+
+
+def _build(cls: type[Any], wire: dict[Any, Any]) -> Message:
+    fields = _FIELDS[cls]
+    values: dict[str, Any] = {}
+    for name, (types, optional) in fields.items():
+        value = wire.get(name)
+        if value is None and optional:
+            continue
+        if name not in wire:
+            raise MalformedMessage(f"{cls.kind}: {name} is missing")
+        if type(value) not in types:
+            raise MalformedMessage(f"{cls.kind}: {name} is {type(value).__name__}")
+        values[name] = value
+    if len(wire) - 2 != sum(name in wire for name in fields):
+        unknown = sorted(str(key) for key in wire if key not in fields and key not in ("v", "k"))
+        raise MalformedMessage(f"{cls.kind}: unknown keys {', '.join(unknown):.200}")
+    _check_parts(cls, values)
+    if cls is Request:
+        values.setdefault("deadline", None)
+    message: Message = cls(**values)
+    return message
+
+
+def _check_parts(cls: type[Any], values: dict[str, Any]) -> None:
+    """What the top-level types do not say: lists of strings, counters that count, exactly one answer."""
+    for name in ("acks", "containers"):
+        if name in values and not all(type(item) is str for item in values[name]):
+            raise MalformedMessage(f"{cls.kind}: {name} must hold strings")
+    for name in ("body", "error"):
+        if name in values and not all(type(key) is str for key in values[name]):
+            raise MalformedMessage(f"{cls.kind}: keys of {name} must be strings")
+    for name in ("epoch", "n", "generation", "seq", "event_ack", "pid"):
+        if values.get(name, 0) < 0:
+            raise MalformedMessage(f"{cls.kind}: {name} is negative")
+    if cls is Reply and ("body" in values) == ("error" in values):
+        raise MalformedMessage("reply: exactly one of body and error is needed")
+
+
+def _types_of(hint: Any) -> tuple[tuple[type[Any], ...], bool]:
+    """(accepted exact types, may be absent) of a field's annotation. An int will do where a float is asked for."""
+    args = [arg for arg in typing.get_args(hint) if typing.get_origin(hint) not in (list, dict)] or [hint]
+    plain = tuple(typing.get_origin(arg) or arg for arg in args if arg is not type(None))
+    if float in plain:
+        plain += (int,)
+    return plain, type(None) in args
+
+
+_KINDS: dict[str, type[Any]] = {cls.kind: cls for cls in typing.get_args(Message)}
+_FIELDS: dict[type[Any], dict[str, tuple[tuple[type[Any], ...], bool]]] = {
+    cls: {f.name: _types_of(typing.get_type_hints(cls)[f.name]) for f in dataclasses.fields(cls)}
+    for cls in _KINDS.values()
+}

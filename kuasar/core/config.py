@@ -1,0 +1,244 @@
+"""The configuration: one TOML file, parsed once per process into frozen types.
+
+All problems are reported at once, each with file and key; unknown keys are errors. Nothing below this module reads
+environment variables or files of settings. Run-time state lives in the sandbox directories, never here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from kuasar.core.engines import BACKEND_MODULES
+from kuasar.core.errors import KuasarError
+
+DEFAULT_PATH = "/etc/kuasar/kuasar.toml"
+
+
+class ConfigError(KuasarError):
+    """The configuration cannot be used; the message lists every problem, one per line, as ``file: key: what``."""
+
+    kind = "invalid_argument"
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """``[gateway]``: the process that containerd talks to."""
+
+    socket: str = "/run/kuasar/gateway.sock"
+    """Unix socket of the Sandbox and Task API, mode 0600 in a 0700 directory."""
+    max_message_bytes: int = 16 * 1024 * 1024
+    """Largest gRPC request that is read; larger ones get RESOURCE_EXHAUSTED."""
+    max_requests_in_flight: int = 2048
+    """Requests (waits not counted) under way at once; more get RESOURCE_EXHAUSTED."""
+
+
+@dataclass(frozen=True)
+class Containerd:
+    """``[containerd]``: what we need to know of the containerd that uses us."""
+
+    events: str = "/run/containerd/containerd.sock.ttrpc"
+    """containerd's ttrpc socket, to which task events are forwarded."""
+
+
+@dataclass(frozen=True)
+class Supervisor:
+    """``[supervisor]``: how the processes of the tree find supervisord and the zygote."""
+
+    socket: str = "/run/kuasar/supervisor.sock"
+    zygote: str = "/run/kuasar/zygote.sock"
+    preload: tuple[str, ...] = ("wasmtime",)
+    """Modules the zygote imports before it forks, so that no sandbox pays for them; missing ones are skipped, with
+    a line in the log."""
+    log_max_bytes: int = 4 * 1024 * 1024
+    log_backups: int = 1
+
+
+@dataclass(frozen=True)
+class Sandboxer:
+    """``[sandboxers.NAME]``: a name that containerd's configuration may use, and the engine behind it."""
+
+    engine: str
+    """Name of an entry in ``[engines]``."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """``[engines.NAME]``: one engine with its typed settings; which keys mean something depends on ``kind``."""
+
+    kind: str = ""
+    """The backend module behind it; the engine's own name if empty."""
+    binary: str = ""
+    """Path or name of the engine's executable; the backend's usual name if empty."""
+    cache_dir: str = ""
+    """Where compiled modules are kept; ``<cache_dir>/<kind>`` if empty."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole file."""
+
+    state_dir: str = "/run/kuasar"
+    """Sandbox directories and sockets; lost at reboot, as the sandboxes are."""
+    log_dir: str = "/var/log/kuasar"
+    cache_dir: str = "/var/cache/kuasar"
+    log_level: str = "info"
+    gateway: Gateway = Gateway()
+    containerd: Containerd = Containerd()
+    supervisor: Supervisor = Supervisor()
+    sandboxers: dict[str, Sandboxer] = field(
+        default_factory=lambda: {
+            "kuasar-runc": Sandboxer(engine="runc"),
+            "kuasar-wasmtime": Sandboxer(engine="wasmtime"),
+        }
+    )
+    engines: dict[str, Engine] = field(
+        default_factory=lambda: {"runc": Engine(kind="runc"), "wasmtime": Engine(kind="wasmtime")}
+    )
+    path: str = ""
+    """The file this came from; empty for the defaults. Set by :func:`load`, not a key."""
+
+    @property
+    def sandboxes_dir(self) -> str:
+        """Parent of all sandbox directories."""
+        return f"{self.state_dir}/sandboxes"
+
+    @property
+    def sandbox_log_dir(self) -> str:
+        """Where each worker's log and each sandbox's own output are kept."""
+        return f"{self.log_dir}/sandboxes"
+
+    @property
+    def bus_address(self) -> str:
+        """The ZeroMQ endpoint of the gateway's ROUTER."""
+        return f"ipc://{self.state_dir}/bus.sock"
+
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+_MAX_SOCKET_PATH = 107
+
+
+def load(path: str | None = None) -> Config:
+    """Read and check the file at ``path`` (default: /etc/kuasar/kuasar.toml, or the defaults where that is absent).
+
+    Raises :class:`ConfigError` with every problem at once.
+    """
+    if path is None:
+        if not os.path.exists(DEFAULT_PATH):
+            return Config()
+        path = DEFAULT_PATH
+    try:
+        with open(path, "rb") as file:
+            raw = tomllib.load(file)
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc.strerror}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
+    return parse(raw, path)
+
+
+def parse(raw: dict[str, Any], path: str = "<config>") -> Config:
+    """Check decoded TOML against :class:`Config`; ``path`` only names the file in the problems."""
+    problems: list[str] = []
+    values = _check_table(Config, raw, "", problems, skip=("path",))
+    config = Config(**values, path=path)
+    if not problems:
+        _check_meaning(config, problems)
+    if problems:
+        raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
+    return config
+
+
+def _check_table(
+    cls: type[Any], raw: dict[str, Any], prefix: str, problems: list[str], skip: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The keyword arguments for ``cls`` found in ``raw``; everything wrong is appended to ``problems``."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in skip}
+    problems.extend(
+        f"{prefix}{key}: unknown key (known: {', '.join(sorted(fields))})" for key in raw if key not in fields
+    )
+    values: dict[str, Any] = {}
+    for name, fld in fields.items():
+        if name in raw:
+            value = _check_value(hints[name], raw[name], prefix + name, problems)
+            if value is not None:
+                values[name] = value
+        elif fld.default is dataclasses.MISSING and fld.default_factory is dataclasses.MISSING:
+            problems.append(f"{prefix}{name}: missing")
+            values[name] = ""
+    return values
+
+
+def _check_value(hint: Any, raw: Any, key: str, problems: list[str]) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(raw, dict):
+            problems.append(f"{key}: a table is needed, got {_name_of(raw)}")
+            return None
+        return hint(**_check_table(hint, raw, key + ".", problems))
+    origin = typing.get_origin(hint)
+    if origin is dict:
+        if not isinstance(raw, dict):
+            problems.append(f"{key}: a table is needed, got {_name_of(raw)}")
+            return None
+        inner = typing.get_args(hint)[1]
+        checked = {name: _check_value(inner, value, f"{key}.{name}", problems) for name, value in raw.items()}
+        return {name: value for name, value in checked.items() if value is not None}
+    if origin is tuple:
+        if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
+            problems.append(f"{key}: a list of strings is needed, got {_name_of(raw)}")
+            return None
+        return tuple(raw)
+    if isinstance(hint, types.UnionType):
+        raise TypeError(f"{key}: union types are not used in the configuration")
+    if type(raw) is not hint:
+        problems.append(f"{key}: {hint.__name__} is needed, got {_name_of(raw)}")
+        return None
+    return raw
+
+
+def _name_of(raw: Any) -> str:
+    return {"dict": "a table", "list": "a list", "str": "a string", "bool": "a boolean"}.get(
+        type(raw).__name__, type(raw).__name__
+    )
+
+
+def _check_meaning(config: Config, problems: list[str]) -> None:
+    """What types cannot say: references, ranges, path forms."""
+    if config.log_level not in LOG_LEVELS:
+        problems.append(f"log_level: {config.log_level!r} is none of {', '.join(LOG_LEVELS)}")
+    for key in ("state_dir", "log_dir", "cache_dir"):
+        value = getattr(config, key)
+        if not os.path.isabs(value) or os.path.normpath(value) != value:
+            problems.append(f"{key}: {value!r} is not a normalised absolute path")
+    sockets = {
+        "gateway.socket": config.gateway.socket,
+        "supervisor.socket": config.supervisor.socket,
+        "supervisor.zygote": config.supervisor.zygote,
+    }
+    for key, value in sockets.items():
+        if not os.path.isabs(value):
+            problems.append(f"{key}: {value!r} is not an absolute path")
+        if len(os.fsencode(value)) > _MAX_SOCKET_PATH:
+            problems.append(f"{key}: longer than the {_MAX_SOCKET_PATH} bytes the kernel allows for a unix socket")
+    if config.gateway.max_message_bytes < 1024 * 1024:
+        problems.append("gateway.max_message_bytes: at least 1048576 (an OCI specification must fit)")
+    if config.gateway.max_requests_in_flight < 1:
+        problems.append("gateway.max_requests_in_flight: at least 1")
+    if config.supervisor.log_max_bytes < 0 or config.supervisor.log_backups < 0:
+        problems.append("supervisor.log_max_bytes, supervisor.log_backups: must not be negative")
+    for name, engine in config.engines.items():
+        kind = engine.kind or name
+        if kind not in BACKEND_MODULES:
+            problems.append(f"engines.{name}.kind: {kind!r} is none of {', '.join(sorted(BACKEND_MODULES))}")
+    for name, sandboxer in config.sandboxers.items():
+        if sandboxer.engine not in config.engines:
+            known = ", ".join(sorted(config.engines)) or "none"
+            problems.append(
+                f"sandboxers.{name}.engine: no [engines.{sandboxer.engine}] in this file (there are: {known})"
+            )

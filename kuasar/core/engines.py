@@ -1,0 +1,10 @@
+"""The table of engines: configuration kind to backend module. One line here is how an engine joins.
+
+Data only, so that the configuration can be checked without importing any backend; ``backends/registry.py`` imports
+the module when the first sandbox of that kind needs it.
+"""
+
+BACKEND_MODULES: dict[str, str] = {
+    "runc": "kuasar.backends.runc",
+    "wasmtime": "kuasar.backends.wasmtime",
+}
