@@ -285,16 +285,16 @@ def test_an_answer_that_does_not_decode_is_a_protocol_error(path: Path) -> None:
     ],
 )
 def test_a_server_that_breaks_the_protocol_ends_the_connection(path: Path, wire: bytes, message: str) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await ttrpc.read_frame(reader)
-        writer.write(wire)
-        await writer.drain()
-        hung_up.set_result(await reader.read() == b"")
-        writer.close()
-
     async def test() -> None:
-        nonlocal hung_up
-        hung_up = asyncio.get_running_loop().create_future()
+        hung_up: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await ttrpc.read_frame(reader)
+            writer.write(wire)
+            await writer.drain()
+            hung_up.set_result(await reader.read() == b"")
+            writer.close()
+
         async with await asyncio.start_unix_server(serve, path):
             client = ttrpc.TtrpcClient(str(path))
             with pytest.raises(errors.Unavailable, match=message):
@@ -302,5 +302,4 @@ def test_a_server_that_breaks_the_protocol_ends_the_connection(path: Path, wire:
             assert await hung_up  # before close: the damage alone ends it
             await client.close()
 
-    hung_up: asyncio.Future[bool]
     run(test())
