@@ -161,7 +161,7 @@ class TtrpcClient:
             try:
                 streams = await asyncio.open_unix_connection(self._path)
             except OSError as error:
-                raise errors.Unavailable(f"cannot connect to {self._path}: {error.strerror}") from error
+                raise errors.Unavailable(f"cannot connect to {self._path}: {error.strerror or error}") from error
             self._connection = _Connection(self._path, *streams)
             return self._connection
 
