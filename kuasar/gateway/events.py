@@ -164,14 +164,15 @@ class EventPublisher:
                 reason = str(error)
             except errors.KuasarError as error:
                 reason = str(error)
-            if refusals >= MAX_REFUSALS:
+            # A refused event is not tried again at the end, and does not keep the others from leaving.
+            if refusals >= (1 if self._closing.is_set() else MAX_REFUSALS):
                 self._drop(event, reason)
                 return True
             if self._closing.is_set():
                 return False
             failures += 1
             if failures == 1:
-                log.warning("containerd takes no events, trying again", topic=event.topic, reason=reason)
+                log.warning("containerd did not take an event, trying again", topic=event.topic, reason=reason)
             await self._pause(pause)
             pause = min(pause * 2, longest)
         self.delivered += 1

@@ -152,7 +152,7 @@ def test_an_event_is_repeated_after_the_connection_broke_under_it(
 
     run(test())
     lines = capfd.readouterr().err.splitlines()
-    assert len([line for line in lines if "containerd takes no events, trying again" in line]) == 1
+    assert len([line for line in lines if "containerd did not take an event, trying again" in line]) == 1
     assert len([line for line in lines if "containerd takes events again" in line and "attempts=3" in line]) == 1
 
 
@@ -188,6 +188,21 @@ def test_an_event_that_is_always_refused_does_not_hold_up_the_others(
 
     run(test())
     assert "bad envelope" in capfd.readouterr().err
+
+
+def test_a_refused_event_does_not_keep_the_others_from_leaving_at_the_end(path: Path) -> None:
+    async def test() -> None:
+        async def refuse_first(call: int) -> Response | None:
+            return refusal(3, "bad envelope") if call == 1 else None
+
+        exchange = Exchange(path, refuse_first)
+        async with exchange.peer:
+            async with EventPublisher(str(path), first_pause=3600) as publisher:
+                publish_starts(publisher, range(3))
+            assert exchange.containers() == ["c1", "c2"]
+            assert (publisher.delivered, publisher.dropped) == (2, 1)
+
+    run(test())
 
 
 def test_an_event_too_large_for_the_protocol_is_dropped(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
