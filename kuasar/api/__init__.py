@@ -9,8 +9,9 @@ module below kuasar.api.gen                         protobuf package            
 ==================================================  =====================================  ==========================
 containerd.sandbox.v1.controller_pb2(_grpc)         containerd.services.sandbox.v1         gateway: Sandbox API
 containerd.task.v3.task_pb2(_grpc), v2 likewise     containerd.task.v3, .v2                gateway: Task API
-containerd.types.{mount,platform,metrics,            containerd.types                       parts of the two above
+containerd.types.{mount,platform,metrics,           containerd.types                       parts of the two above
 descriptor,event,sandbox}_pb2
+containerd.types.introspection_pb2                  containerd.types                       shim: what it says of itself
 containerd.types.task_pb2                           containerd.v1.types                    Status, ProcessInfo
 containerd.events.task_pb2                          containerd.events                      gateway: what it announces
 containerd.events.forward_pb2                       containerd.services.events.ttrpc.v1    gateway: how it announces

@@ -12,7 +12,7 @@ from kuasar.api.gen.containerd.runtimeoptions.v1 import options_pb2 as runtime_o
 from kuasar.api.gen.containerd.sandbox.v1 import controller_pb2 as controller
 from kuasar.api.gen.containerd.task.v2 import task_pb2 as task2
 from kuasar.api.gen.containerd.task.v3 import task_pb2 as task3
-from kuasar.api.gen.containerd.types import event_pb2, mount_pb2
+from kuasar.api.gen.containerd.types import event_pb2, introspection_pb2, mount_pb2
 from kuasar.api.gen.containerd.types import task_pb2 as task_types
 from kuasar.api.gen.cri.v1 import common_pb2, image_pb2, pod_pb2, runtime_pb2
 from kuasar.api.gen.ttrpc import ttrpc_pb2
@@ -27,6 +27,7 @@ from kuasar.api.gen.ttrpc import ttrpc_pb2
         (forward_pb2.ForwardRequest, "containerd.services.events.ttrpc.v1.ForwardRequest"),
         (event_pb2.Envelope, "containerd.types.Envelope"),
         (mount_pb2.Mount, "containerd.types.Mount"),
+        (introspection_pb2.RuntimeInfo, "containerd.types.RuntimeInfo"),
         (task_types.ProcessInfo, "containerd.v1.types.ProcessInfo"),
         (runc_options.Options, "containerd.runc.v1.Options"),
         (runtime_options.Options, "runtimeoptions.v1.Options"),
