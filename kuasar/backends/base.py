@@ -1,0 +1,198 @@
+"""The contract between a worker and what gives its sandbox a machine.
+
+A backend object belongs to one sandbox and one worker; it holds handles, never the truth: everything a successor needs
+is in ``Host.machine``, written before it is acted on. Verbs and the states of the sandbox that allow them:
+
+=================  ==================  =====================================================================
+verb               allowed in          blocks until / repeating
+=================  ==================  =====================================================================
+``launch``         starting            the machine exists; after a failure it has undone itself
+``adopt``          unknown             a running machine is taken over (True) or proved dead (False)
+``connect_agent``  after launch/adopt  the agent has answered; repeating reconnects
+``wait``           after launch/adopt  the machine has ended; any number of times
+``stop``           any                 the machine is dead; stopping what is gone succeeds
+``release``        stopped             everything it had acquired is freed; harmless to repeat
+``metrics``        ready               at once
+=================  ==================  =====================================================================
+
+All raise the errors of ``kuasar/core/errors.py``. Verbs that need a capability are refused by :class:`Backend` itself.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NoReturn, Protocol
+
+from kuasar.agent.client import AgentClient
+from kuasar.core.aio import Loop
+from kuasar.core.config import Engine
+from kuasar.core.errors import Unimplemented
+
+
+class Capability(enum.Enum):
+    """What some engines can and others cannot."""
+
+    EXEC = "exec"
+    TTY = "tty"
+    PAUSE = "pause"
+    RESIZE = "resize"
+    ATTACH = "attach"
+    SNAPSHOT = "snapshot"
+    CHECKPOINT = "checkpoint"
+    HOST_NETWORK = "host-network"
+
+
+class Stage(enum.Enum):
+    """How far a stop had to go."""
+
+    GONE = "gone"
+    """There was nothing to stop."""
+    ASKED = "asked"
+    """The machine ended itself when asked."""
+    KILLED = "killed"
+    """SIGKILL was needed."""
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """What a machine is made for."""
+
+    sandbox_id: str
+    hostname: str
+    netns: str
+    """Path of the network namespace to join; empty: the host's."""
+    cgroup: str
+    """The sandbox's cgroup, made already; everything the backend starts goes in there."""
+    host_pid: bool
+    host_ipc: bool
+    log_path: str
+    """File to which output of the machine and its helpers is appended."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The end of a machine."""
+
+    exit_status: int
+    reason: str
+
+
+class AgentProcess(Protocol):
+    """An agent that has been forked and waits to be let go (see ``Host.start_agent``)."""
+
+    pid: int
+
+    def commit(self) -> None:
+        """Let it run: its pid is recorded and it is in its cgroups."""
+
+    def abort(self) -> None:
+        """Make it exit instead; harmless after ``commit``."""
+
+
+class Host(Protocol):
+    """What the worker lends to its backend."""
+
+    loop: Loop
+    directory: str
+    """The sandbox directory."""
+
+    @property
+    def machine(self) -> Mapping[str, Any]:
+        """The facts remembered so far."""
+
+    def remember(self, **facts: Any) -> None:
+        """Write facts of the machine into the sandbox's record, before acting on them."""
+
+    def acquiring(self, kind: str, name: str) -> None:
+        """Record a kernel object before making it."""
+
+    def released(self, kind: str, name: str) -> None:
+        """Strike it out after freeing it."""
+
+    def start_agent(self, args: dict[str, Any], listen_fd: int, log_fd: int, flags: int) -> AgentProcess:
+        """Fork an agent into new namespaces (``flags``: CLONE_NEW*), or exec one where the zygote is away."""
+
+    def enter_cgroup(self, pid: int) -> None:
+        """Put a process into the sandbox's cgroup."""
+
+
+class Backend(ABC):
+    """Base of all backends; the docstring of this module is the contract."""
+
+    kind: ClassVar[str]
+    capabilities: ClassVar[frozenset[Capability]] = frozenset()
+
+    def __init__(self, host: Host, settings: Engine) -> None:
+        self.host = host
+        self.settings = settings
+
+    @abstractmethod
+    async def launch(self, spec: MachineSpec, deadline: float | None) -> None:
+        """Make the machine and start it."""
+
+    @abstractmethod
+    async def adopt(self, deadline: float | None) -> bool:
+        """Take over the machine that ``host.machine`` describes; False if it is dead."""
+
+    @abstractmethod
+    async def connect_agent(self, deadline: float | None) -> AgentClient:
+        """A channel to the agent that has said hello."""
+
+    @abstractmethod
+    async def wait(self) -> Ended:
+        """The end of the machine."""
+
+    @abstractmethod
+    async def stop(self, grace: float, agent: AgentClient | None) -> Stage:
+        """End the machine: ask the agent, then kill; at most a few seconds more than ``grace``."""
+
+    @abstractmethod
+    async def release(self) -> None:
+        """Free what the backend acquired, by the names in the record."""
+
+    @property
+    @abstractmethod
+    def pid(self) -> int:
+        """The host pid that stands for the machine; 0 if none."""
+
+    async def resize(self, vcpus: int, memory_bytes: int) -> None:
+        """Change the machine's size."""
+        self.refuse(Capability.RESIZE)
+
+    async def attach(self, device: Mapping[str, Any]) -> str:
+        """Attach a block device, shared directory or network interface; gives its name for :meth:`detach`."""
+        self.refuse(Capability.ATTACH)
+
+    async def detach(self, name: str) -> None:
+        """Detach; detaching what is gone succeeds."""
+        self.refuse(Capability.ATTACH)
+
+    async def pause(self) -> None:
+        """Freeze the whole machine."""
+        self.refuse(Capability.PAUSE)
+
+    async def resume(self) -> None:
+        """Thaw it."""
+        self.refuse(Capability.PAUSE)
+
+    async def snapshot(self, directory: str) -> None:
+        """Write the state of the paused machine."""
+        self.refuse(Capability.SNAPSHOT)
+
+    async def restore(self, directory: str, deadline: float | None) -> None:
+        """Make the machine from a snapshot instead of launching it."""
+        self.refuse(Capability.SNAPSHOT)
+
+    def require(self, capability: Capability) -> None:
+        """Raise Unimplemented naming engine and capability unless this engine has it."""
+        if capability not in self.capabilities:
+            self.refuse(capability)
+
+    def refuse(self, capability: Capability) -> NoReturn:
+        """Raise Unimplemented naming engine and capability."""
+        raise Unimplemented(
+            f"engine {self.kind} has no {capability.value}", engine=self.kind, capability=capability.value
+        )

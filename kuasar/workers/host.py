@@ -1,0 +1,60 @@
+"""What the worker lends to its backend: the record, the sandbox's cgroup, and the way to start an agent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kuasar.backends.base import AgentProcess
+from kuasar.core import cgroup, log
+from kuasar.core.aio import Loop
+from kuasar.core.config import Config
+from kuasar.core.errors import Unavailable
+from kuasar.core.spawn import Children
+from kuasar.supervisor import zygote_client
+
+if TYPE_CHECKING:
+    from kuasar.workers.sandbox import Sandbox
+
+_FORK_SECONDS = 2.0
+
+
+class WorkerHost:
+    """The :class:`kuasar.backends.base.Host` of a worker. Lives as long as its sandbox object."""
+
+    def __init__(self, loop: Loop, children: Children, config: Config, sandbox: Sandbox) -> None:
+        self.loop = loop
+        self.directory = sandbox.directory.path
+        self._children = children
+        self._config = config
+        self._sandbox = sandbox
+
+    @property
+    def machine(self) -> Mapping[str, Any]:
+        return self._sandbox.record.machine
+
+    def remember(self, **facts: Any) -> None:
+        self._sandbox.record.machine.update(facts)
+        self._sandbox.directory.save()
+
+    def acquiring(self, kind: str, name: str) -> None:
+        self._sandbox.directory.acquiring(kind, name)
+
+    def released(self, kind: str, name: str) -> None:
+        self._sandbox.directory.released(kind, name)
+
+    def enter_cgroup(self, pid: int) -> None:
+        cgroup.enter(self._sandbox.cgroup, pid)
+
+    def start_agent(self, args: dict[str, Any], listen_fd: int, log_fd: int, flags: int) -> AgentProcess:
+        title = f"kuasar-agent {self._sandbox.id}"
+        args = {**args, "log_level": self._config.log_level}
+        request = {"kind": "agent", "title": title, "args": args, "flags": flags}
+        try:
+            return zygote_client.fork(self._config.supervisor.zygote, request, [listen_fd, log_fd], _FORK_SECONDS)
+        except Unavailable as exc:
+            log.warning("the zygote is away, the agent is executed instead", error=exc)
+            return self._exec_agent(args, listen_fd, log_fd, flags)
+
+    def _exec_agent(self, args: dict[str, Any], listen_fd: int, log_fd: int, flags: int) -> AgentProcess:
+        raise NotImplementedError

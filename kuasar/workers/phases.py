@@ -1,0 +1,22 @@
+"""Where the time of a start goes: named phases, measured one after the other."""
+
+from __future__ import annotations
+
+import time
+
+
+class Phases:
+    """A stopwatch with laps. ``laps`` holds (name, milliseconds) in order."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.laps: list[tuple[str, float]] = []
+
+    def lap(self, name: str) -> None:
+        """The time since the last lap was spent on ``name``."""
+        now = time.monotonic()
+        self.laps.append((name, round((now - self._last) * 1000, 2)))
+        self._last = now
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={milliseconds}ms" for name, milliseconds in self.laps)

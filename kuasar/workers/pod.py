@@ -1,0 +1,78 @@
+"""What a worker needs of CRI's PodSandboxConfig: a frozen type with a total decoder (docs/bus.md, "PodSpec")."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from kuasar.core.errors import InvalidArgument
+
+
+@dataclass(frozen=True)
+class Dns:
+    """``resolv.conf`` of the pod; all empty: the host's is copied."""
+
+    servers: list[str] = field(default_factory=list)
+    searches: list[str] = field(default_factory=list)
+    options: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PodSpec:
+    """A pod. ``resources`` and ``overhead`` hold CRI's LinuxContainerResources by field name."""
+
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    attempt: int = 0
+    hostname: str = ""
+    log_directory: str = ""
+    dns: Dns | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
+    cgroup_parent: str = ""
+    sysctls: dict[str, str] = field(default_factory=dict)
+    host_network: bool = False
+    host_pid: bool = False
+    host_ipc: bool = False
+    shared_pid: bool = False
+    overhead: dict[str, int] = field(default_factory=dict)
+    resources: dict[str, int] = field(default_factory=dict)
+
+    def to_wire(self) -> dict[str, Any]:
+        """The form that travels and is recorded."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_wire(cls, wire: object) -> PodSpec:
+        """Total decoder; raises :class:`InvalidArgument` naming the field."""
+        values = _checked(cls, wire, "config")
+        if values.get("dns") is not None:
+            values["dns"] = Dns(**_checked(Dns, values["dns"], "config.dns"))
+        return cls(**values)
+
+
+_CHECKS: dict[str, Any] = {
+    "str": lambda v: type(v) is str,
+    "int": lambda v: type(v) is int,
+    "bool": lambda v: type(v) is bool,
+    "list[str]": lambda v: type(v) is list and all(type(i) is str for i in v),
+    "dict[str, str]": lambda v: type(v) is dict and all(type(k) is str and type(i) is str for k, i in v.items()),
+    "dict[str, int]": lambda v: type(v) is dict and all(type(k) is str and type(i) is int for k, i in v.items()),
+    "Dns | None": lambda v: v is None or type(v) is dict,
+}
+
+
+def _checked(cls: type[Any], wire: object, where: str) -> dict[str, Any]:
+    if not isinstance(wire, dict):
+        raise InvalidArgument(f"{where}: a map is needed, got {type(wire).__name__}", field=where)
+    types = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+    for name, value in wire.items():
+        if name not in types:
+            raise InvalidArgument(f"{where}.{name}: unknown field", field=f"{where}.{name}")
+        if not _CHECKS[types[name]](value):
+            raise InvalidArgument(
+                f"{where}.{name}: {types[name]} is needed, got {value!r:.80}", field=f"{where}.{name}"
+            )
+    return dict(wire)

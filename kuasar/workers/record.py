@@ -1,0 +1,165 @@
+"""The sandbox's record on disk: what the worker knows, written before it acts.
+
+``<state dir>/sandboxes/<id>/sandbox.msgpack`` is versioned and replaced by atomic rename, so that a successor always
+finds a whole one. It includes the holdings: every kernel object is listed *before* it is made and struck out after it
+is freed, so that nothing acquired is ever without a name on disk (the write-ahead journal of DESIGN's sandbox
+directory). The state directory is a tmpfs that a reboot empties together with everything recorded, hence no fsync.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+
+from kuasar.core import log
+from kuasar.core.errors import BackendFailed, wrap
+from kuasar.workers.pod import PodSpec
+
+VERSION = 1
+FILE = "sandbox.msgpack"
+GENERATION_FILE = "generation"
+
+
+@dataclass
+class Record:
+    """Everything that must survive the worker. Times in nanoseconds UTC, 0 = not yet."""
+
+    id: str
+    namespace: str
+    sandboxer: str
+    engine: str
+    netns: str
+    bundle: str
+    pod: PodSpec
+    state: str = "created"
+    created_at: int = 0
+    started_at: int = 0
+    exited_at: int = 0
+    exit_status: int = 0
+    reason: str = ""
+    machine: dict[str, Any] = field(default_factory=dict)
+    """What the backend needs to adopt its machine: pid and start time, sockets. Its own business."""
+    holdings: list[tuple[str, str]] = field(default_factory=list)
+    """(kind, name) of every kernel object acquired or about to be, in order."""
+    containers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What was asked for at ``task.create``, by container id, plus ``pid`` and, when it has ended, ``exit_status`` and
+    ``exited_at``: enough to answer for them when the machine is gone."""
+    phases: list[tuple[str, float]] = field(default_factory=list)
+    """(phase, milliseconds) of the start."""
+
+
+class SandboxDirectory:
+    """The directory of one sandbox. The worker is its only writer."""
+
+    def __init__(self, sandboxes_dir: str, sandbox_id: str) -> None:
+        self.path = f"{sandboxes_dir}/{sandbox_id}"
+        self._sandbox_id = sandbox_id
+        self.record: Record | None = None
+
+    def next_generation(self) -> int:
+        """Count this worker: one more than the last one said. Makes the directory if needed."""
+        os.makedirs(self.path, mode=0o700, exist_ok=True)
+        path = f"{self.path}/{GENERATION_FILE}"
+        try:
+            with open(path, encoding="ascii") as file:
+                last = int(file.read())
+        except FileNotFoundError:
+            last = 0
+        except ValueError:
+            log.warning("generation file is damaged, counting on from the clock", path=path)
+            last = int(os.stat(path).st_mtime)
+        _replace(path, str(last + 1).encode())
+        return last + 1
+
+    def load(self) -> Record | None:
+        """Read the record if there is one. A damaged one is set aside with its reason and raises BackendFailed."""
+        path = f"{self.path}/{FILE}"
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except FileNotFoundError:
+            return None
+        try:
+            self.record = _decode(data, self._sandbox_id)
+        except Exception as exc:
+            aside = f"{path}.damaged"
+            os.replace(path, aside)
+            raise BackendFailed(
+                f"the record of sandbox {self._sandbox_id} is damaged ({exc}); set aside: {aside}"
+            ) from exc
+        return self.record
+
+    def save(self) -> None:
+        """Write the record. Raises BackendFailed (disk full, read-only) and leaves the old one in place."""
+        if self.record is None:
+            return
+        wire = {"version": VERSION, **dataclasses.asdict(self.record)}
+        try:
+            _replace(f"{self.path}/{FILE}", msgpack.packb(wire))
+        except OSError as exc:
+            raise wrap(exc, f"cannot write the record of sandbox {self._sandbox_id}") from exc
+
+    def acquiring(self, kind: str, name: str) -> None:
+        """Write down that ``name`` is about to be made. Repeating is harmless."""
+        assert self.record is not None
+        if (kind, name) not in self.record.holdings:
+            self.record.holdings.append((kind, name))
+            self.save()
+
+    def released(self, kind: str, name: str) -> None:
+        """Strike out what has been freed. Repeating is harmless."""
+        assert self.record is not None
+        if (kind, name) in self.record.holdings:
+            self.record.holdings.remove((kind, name))
+            self.save()
+
+    def remove(self) -> None:
+        """Delete the directory and all in it; harmless when it is gone."""
+        import shutil
+
+        # The record goes first: a directory without it is nobody's, and is not replayed.
+        for name in (FILE, GENERATION_FILE):
+            try:
+                os.unlink(f"{self.path}/{name}")
+            except FileNotFoundError:
+                continue
+        shutil.rmtree(self.path, ignore_errors=True)
+        if os.path.exists(self.path):
+            raise BackendFailed(f"the directory of sandbox {self._sandbox_id} cannot be removed: {self.path}")
+
+
+def _decode(data: bytes, sandbox_id: str) -> Record:
+    wire = msgpack.unpackb(data)
+    if not isinstance(wire, dict):
+        raise ValueError("not a map")
+    version = wire.pop("version", None)
+    if version != VERSION:
+        raise ValueError(f"version {version!r}, this worker reads {VERSION}")
+    fields = {f.name for f in dataclasses.fields(Record)}
+    unknown, missing = wire.keys() - fields, fields - wire.keys()
+    if unknown or missing:
+        raise ValueError(f"unknown fields {sorted(unknown)}, missing fields {sorted(missing)}")
+    wire["pod"] = PodSpec.from_wire(wire["pod"])
+    for name in ("holdings", "phases"):
+        wire[name] = [tuple(item) for item in wire[name]]
+    record = Record(**wire)
+    if record.id != sandbox_id:
+        raise ValueError(f"it belongs to sandbox {record.id!r}")
+    return record
+
+
+def _replace(path: str, data: bytes) -> None:
+    """Write a file so that readers see the old or the new one, never a part."""
+    temporary = f"{path}.new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+    finally:
+        os.close(fd)
+    os.replace(temporary, path)

@@ -1,0 +1,425 @@
+"""One sandbox: its state, its record and its machine. The worker's requests ``sandbox.*`` end here.
+
+Lives as long as the worker. Everything it acquires is written into the record first (``workers/record.py``), so that
+a successor or a later shutdown can free it by name.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from kuasar.agent.client import AgentClient
+from kuasar.backends.base import Backend, Ended, MachineSpec
+from kuasar.backends.registry import require_backend
+from kuasar.core import cgroup, log
+from kuasar.core.aio import Future, Loop, Task
+from kuasar.core.config import Config
+from kuasar.core.errors import AlreadyExists, InvalidArgument, KuasarError, NotFound, Unavailable, WrongState, wrap
+from kuasar.core.spawn import Children
+from kuasar.workers.files import pod_hostname, write_pod_files
+from kuasar.workers.host import WorkerHost
+from kuasar.workers.phases import Phases
+from kuasar.workers.pod import PodSpec
+from kuasar.workers.record import Record, SandboxDirectory
+from kuasar.workers.states import State, StateMachine
+
+_SHM_BYTES = 64 * 1024 * 1024
+_START_SECONDS = 60.0
+_RECONNECT_SECONDS = 5.0
+_UNPRIVILEGED = {
+    # What containerd sets for its own pods by default: ports below 1024 and ping without capabilities.
+    "net.ipv4.ip_unprivileged_port_start": "0",
+    "net.ipv4.ping_group_range": "0 2147483647",
+}
+
+
+class Sandbox:
+    """The sandbox of this worker. ``on_ended`` is called once when the machine has ended, however it did."""
+
+    def __init__(self, loop: Loop, children: Children, config: Config, sandbox_id: str) -> None:
+        self.id = sandbox_id
+        self.loop = loop
+        self.directory = SandboxDirectory(config.sandboxes_dir, sandbox_id)
+        self.machine = StateMachine(f"sandbox {sandbox_id}", State.NEW, self._on_state)
+        self.agent: AgentClient | None = None
+        self.on_ended: Callable[[Ended], None] = lambda _: None
+        self.on_agent: Callable[[AgentClient], None] = lambda _: None
+        self._config = config
+        self._host = WorkerHost(loop, children, config, self)
+        self._backend: Backend | None = None
+        self._waiters: list[Future[Any]] = []
+        self._changes: list[Future[None]] = []
+        self._watcher: Task[None] | None = None
+
+    # -- facts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def record(self) -> Record:
+        """The record; raises NotFound while nothing has been created."""
+        if self.directory.record is None:
+            raise NotFound(f"sandbox {self.id} does not exist: nothing has been created in this worker")
+        return self.directory.record
+
+    @property
+    def state(self) -> State:
+        """Where the sandbox is in its life."""
+        return self.machine.state
+
+    @property
+    def backend(self) -> Backend:
+        """The engine's backend; raises NotFound before ``create``."""
+        if self._backend is None:
+            raise NotFound(f"sandbox {self.id} does not exist: nothing has been created in this worker")
+        return self._backend
+
+    @property
+    def files_dir(self) -> str:
+        """The pod's own files."""
+        return f"{self.directory.path}/files"
+
+    @property
+    def shm_dir(self) -> str:
+        """Mount point of the pod's shared memory, as the agent sees it; empty if the pod uses the host's."""
+        return "" if self.record.pod.host_ipc else f"{self.directory.path}/shm"
+
+    @property
+    def cgroup(self) -> str:
+        """The sandbox's own cgroup, below the one that CRI gives to the pod."""
+        parent = self.record.pod.cgroup_parent
+        return f"{cgroup.expand(parent) if parent else '/kuasar'}/kuasar-{self.id}"
+
+    async def call_agent(self, op: str, body: dict[str, Any], key: str, deadline: float | None) -> dict[str, Any]:
+        """Have the agent do ``op``. A broken channel is mended and the call repeated under the same key.
+
+        Raises :class:`Unavailable` when the machine has ended before the answer.
+        """
+        while True:
+            self.machine.require(State.READY, State.STOPPING, State.STOPPED, doing=op)
+            agent = self.agent
+            if agent is not None:
+                try:
+                    return await agent.call(op, body, key=key, deadline=deadline)
+                except Unavailable:
+                    log.info("the channel to the agent broke", op=op)
+            if self.state is State.STOPPED:
+                raise Unavailable(f"{op}: the machine of sandbox {self.id} has ended: {self.record.reason}")
+            if self.agent is agent:
+                await self.loop.wait_for(self._next_change(), deadline, op)
+
+    def _next_change(self) -> Future[None]:
+        future: Future[None] = self.loop.future()
+        self._changes.append(future)
+        return future
+
+    def _changed(self) -> None:
+        changes, self._changes = self._changes, []
+        for change in changes:
+            change.set_result(None)
+
+    # -- a successor looks at what it inherits -----------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Read the record and take over what lives. Damaged records are set aside; the sandbox is then NEW."""
+        record = self.directory.load()
+        if record is None:
+            return
+        self._backend = self._make_backend(record.engine)
+        self.machine.state = State.UNKNOWN
+        recorded = State(record.state)
+        log.info("found a record", state=recorded.value, pid=record.machine.get("pid", 0))
+        if recorded in (State.CREATED, State.STOPPED):
+            self.machine.to(recorded)
+            return
+        alive = await self._backend.adopt(time.monotonic() + _START_SECONDS)
+        if recorded is State.STARTING:
+            # The start was not finished; whoever asked for it asks again.
+            await self._undo_start()
+            self.machine.to(State.CREATED)
+        elif not alive:
+            await self._ended(Ended(255, "the machine died while no worker watched it"))
+        else:
+            await self._adopted(recorded)
+
+    async def _adopted(self, recorded: State) -> None:
+        try:
+            await self._connect(time.monotonic() + _START_SECONDS)
+        except KuasarError as exc:
+            log.error("the agent of the running machine does not answer, ending it", error=exc)
+            await self.backend.stop(0, None)
+            await self._ended(Ended(255, f"the agent did not answer the new worker: {exc}"))
+            return
+        self.machine.to(State.READY)
+        self._watcher = self.loop.spawn(self._watch(), "watch")
+        log.info("adopted the running machine", pid=self.backend.pid, recorded=recorded.value)
+
+    def _make_backend(self, engine: str) -> Backend:
+        settings = self._config.engines.get(engine)
+        if settings is None:
+            known = ", ".join(sorted(self._config.engines))
+            raise InvalidArgument(f"engine: no engine {engine!r} is configured (there are: {known})", field="engine")
+        return require_backend(settings.kind or engine)(self._host, settings)
+
+    # -- verbs -----------------------------------------------------------------------------------------------------
+
+    async def create(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Record the sandbox. Nothing is started. Legal once."""
+        if self.state is not State.NEW:
+            raise AlreadyExists(f"sandbox {self.id} exists already, it is {self.state.value}")
+        pod = PodSpec.from_wire(body["config"])
+        self._check_host_access(pod, body["netns"])
+        self._backend = self._make_backend(body["engine"])
+        self.directory.record = Record(
+            id=self.id,
+            namespace=body["namespace"],
+            sandboxer=body["sandboxer"],
+            engine=body["engine"],
+            netns=body["netns"],
+            bundle=body["bundle"],
+            pod=pod,
+            created_at=time.time_ns(),
+        )
+        try:
+            self.machine.to(State.CREATED)
+        except KuasarError:
+            self.directory.record = None
+            raise
+        return {}
+
+    def _check_host_access(self, pod: PodSpec, netns: str) -> None:
+        if netns and not os.path.exists(netns):
+            raise InvalidArgument(f"netns: {netns} does not exist", field="netns_path")
+        if not netns and not pod.host_network:
+            raise InvalidArgument(
+                "netns: the pod does not use the host's network, but no network namespace was given",
+                field="netns_path",
+            )
+
+    async def start(self, deadline: float | None) -> dict[str, Any]:
+        """Start the machine and bring its agent up. On failure everything is undone and start may be repeated."""
+        self.machine.require(State.CREATED, doing="start")
+        record = self.record
+        phases = Phases()
+        self.machine.to(State.STARTING)
+        try:
+            await self._start_steps(phases, _earlier(deadline, time.monotonic() + _START_SECONDS))
+        except BaseException as exc:
+            log.error("the start failed", phases=phases, error=exc)
+            await self._undo_start()
+            self.machine.to(State.CREATED)
+            if isinstance(exc, KuasarError) or not isinstance(exc, Exception):
+                raise
+            raise wrap(exc, f"start of sandbox {self.id}") from exc
+        record.started_at = time.time_ns()
+        record.phases = phases.laps
+        self.machine.to(State.READY)
+        self._watcher = self.loop.spawn(self._watch(), "watch")
+        log.info("started", pid=self.backend.pid, phases=phases)
+        return {"pid": self.backend.pid, "created_at": record.created_at, "phases": phases.laps}
+
+    async def _start_steps(self, phases: Phases, deadline: float) -> None:
+        pod = self.record.pod
+        write_pod_files(self.files_dir, pod)
+        phases.lap("files")
+        self.directory.acquiring("cgroup", self.cgroup)
+        cgroup.create(self.cgroup)
+        phases.lap("cgroup")
+        await self.backend.launch(
+            MachineSpec(
+                sandbox_id=self.id,
+                hostname=pod_hostname(pod),
+                netns=self.record.netns,
+                cgroup=self.cgroup,
+                host_pid=pod.host_pid,
+                host_ipc=pod.host_ipc,
+                log_path=f"{self._config.sandbox_log_dir}/{self.id}.agent.log",
+            ),
+            deadline,
+        )
+        phases.lap("launch")
+        agent = await self._connect(deadline)
+        phases.lap("agent")
+        setup = {
+            "hostname": pod_hostname(pod),
+            "sysctls": (_UNPRIVILEGED if self.record.netns else {}) | pod.sysctls,
+            "shm_bytes": 0 if pod.host_ipc else _SHM_BYTES,
+            "files": {},
+        }
+        await agent.call("setup", setup, deadline=deadline)
+        phases.lap("setup")
+
+    async def _connect(self, deadline: float) -> AgentClient:
+        agent = await self.backend.connect_agent(deadline)
+        agent.on_close = lambda: self._on_agent_lost(agent)
+        self.agent = agent
+        self.on_agent(agent)
+        self._changed()
+        return agent
+
+    def _on_agent_lost(self, agent: AgentClient) -> None:
+        if self.agent is not agent:
+            return
+        self.agent = None
+        if self.state is State.READY:
+            self.loop.spawn(self._reconnect(), "reconnect")
+
+    async def _reconnect(self) -> None:
+        """The channel broke. Mostly because the agent is dying, which ``_watch`` sees; else it is made anew."""
+        try:
+            await self._connect(time.monotonic() + _RECONNECT_SECONDS)
+        except KuasarError as exc:
+            if self.state is State.READY:
+                log.error("the agent cannot be reached any more, ending the machine", error=exc)
+                await self.backend.stop(0, None)
+
+    async def _undo_start(self) -> None:
+        await self.backend.stop(0, None)
+        await self._release()
+
+    async def stop(self, grace: float) -> dict[str, Any]:
+        """End the machine: gracefully within ``grace`` seconds, then by force. Stopping what is stopped succeeds."""
+        if self.state in (State.NEW, State.CREATED, State.STOPPED, State.GONE):
+            return {"stage": "gone"}
+        if self.state is State.READY:
+            self.machine.to(State.STOPPING)
+        stage = await self.backend.stop(grace, self.agent)
+        await self._ended(Ended(0, f"stopped ({stage.value})"))
+        log.info("stopped", stage=stage.value)
+        return {"stage": stage.value}
+
+    async def wait(self) -> dict[str, Any]:
+        """The end of the sandbox."""
+        if self.state not in (State.STOPPED, State.GONE):
+            future: Future[None] = self.loop.future()
+            self._waiters.append(future)
+            await future
+        record = self.record
+        return {"exit_status": record.exit_status, "exited_at": record.exited_at, "reason": record.reason}
+
+    async def shutdown(self) -> dict[str, Any]:
+        """End and free everything and forget the sandbox; legal in every state."""
+        if self.state is not State.NEW:
+            await self.stop(0)
+            if self.state is State.CREATED:
+                self.machine.to(State.STOPPED)
+            await self._release()
+        self.directory.remove()
+        with suppress(FileNotFoundError):
+            os.unlink(f"{self._config.sandbox_log_dir}/{self.id}.agent.log")
+        self.machine.to(State.GONE)
+        return {}
+
+    async def metrics(self) -> dict[str, Any]:
+        """Statistics of the whole pod: of the cgroup that CRI gave it, else of the sandbox's own."""
+        self.machine.require(State.READY, State.STOPPING, doing="metrics")
+        parent = self.record.pod.cgroup_parent
+        return {"stats": cgroup.stats(cgroup.expand(parent) if parent else self.cgroup)}
+
+    def status(self, verbose: bool) -> dict[str, Any]:
+        """Where the sandbox stands; cheap."""
+        record = self.record
+        status: dict[str, Any] = {
+            "state": self.state.value,
+            "pid": self.backend.pid,
+            "created_at": record.created_at,
+            "exited_at": record.exited_at,
+            "info": {},
+        }
+        if verbose:
+            status["info"] = self._info(record)
+        return status
+
+    def _info(self, record: Record) -> dict[str, str]:
+        settings = self.backend.settings
+        return {
+            "engine": f"{record.engine} ({settings.kind or record.engine})",
+            "capabilities": " ".join(sorted(c.value for c in self.backend.capabilities)),
+            "pid": str(self.backend.pid),
+            "worker_pid": str(os.getpid()),
+            "cgroup": self.cgroup,
+            "netns": record.netns or "host",
+            "directory": self.directory.path,
+            "log": f"{self._config.sandbox_log_dir}/{self.id}.log",
+            "containers": " ".join(record.containers),
+            "phases": " ".join(f"{name}={milliseconds}ms" for name, milliseconds in record.phases),
+            "exit_status": str(record.exit_status),
+            "reason": record.reason,
+        }
+
+    def update(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Take over a changed pod configuration: the DNS and host files are rewritten, labels and annotations kept."""
+        self.machine.require(State.CREATED, State.READY, doing="update")
+        pod = PodSpec.from_wire(body["config"])
+        fixed = ("host_network", "host_pid", "host_ipc", "shared_pid", "cgroup_parent", "hostname", "sysctls")
+        for name in fixed:
+            if getattr(pod, name) != getattr(self.record.pod, name):
+                raise InvalidArgument(
+                    f"config.{name}: cannot be changed while the sandbox exists", field=f"config.{name}"
+                )
+        self.record.pod = pod
+        self.directory.save()
+        if self.state is State.READY:
+            write_pod_files(self.files_dir, pod)
+        return {}
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Waits for the machine to end on its own account."""
+        ended = await self.backend.wait()
+        if self.state is State.READY:
+            log.error("the machine has ended by itself", reason=ended.reason, status=ended.exit_status)
+            await self._ended(ended)
+
+    async def _ended(self, ended: Ended) -> None:
+        """Once per life of a machine: record the end, free what it held, tell everyone."""
+        if self.state is State.STOPPED:
+            return
+        if self._watcher is not None:
+            self._watcher, watcher = None, self._watcher
+            if self.state is State.STOPPING:
+                watcher.cancel()
+        agent, self.agent = self.agent, None
+        record = self.record
+        record.exit_status, record.reason, record.exited_at = ended.exit_status, ended.reason, time.time_ns()
+        self.machine.to(State.STOPPED)
+        self.on_ended(ended)
+        if agent is not None:
+            agent.close()
+        self._changed()
+        await self._release()
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.set_result(None)
+
+    async def _release(self) -> None:
+        """Free every holding, newest first. What cannot be freed stays recorded and is named in the error."""
+        await self.backend.release()
+        stuck: list[str] = []
+        for kind, name in reversed(list(self.record.holdings)):
+            if kind != "cgroup":
+                continue
+            try:
+                await cgroup.destroy(self.loop, name)
+            except KuasarError as exc:
+                stuck.append(str(exc))
+                continue
+            self.directory.released(kind, name)
+        if stuck:
+            log.error("not everything could be freed", stuck="; ".join(stuck))
+            raise WrongState(
+                f"sandbox {self.id} cannot be freed: {'; '.join(stuck)}", seen=self.state.value, needed="nothing held"
+            )
+
+    def _on_state(self, before: State, after: State) -> None:
+        log.info("state", before=before.value, after=after.value)
+        if after is not State.GONE and self.directory.record is not None:
+            self.directory.record.state = after.value
+            self.directory.save()
+
+
+def _earlier(deadline: float | None, limit: float) -> float:
+    return limit if deadline is None else min(deadline, limit)

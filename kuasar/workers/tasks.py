@@ -1,0 +1,181 @@
+"""The requests ``task.*``: prepared here with what belongs to the machine, carried out by the agent.
+
+When the machine is gone its containers are dead, and the record answers for them: ``wait`` and ``delete`` give 137 with
+the time of the end, so that containerd can finish with them in the usual way.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from kuasar.agent.client import AgentClient
+from kuasar.backends.base import Ended
+from kuasar.core import cgroup, log
+from kuasar.core.errors import NotFound, Unavailable, WrongState
+from kuasar.core.ids import require_id
+from kuasar.workers.sandbox import Sandbox
+from kuasar.workers.spec import add_pod_mounts, cgroups_path, read_spec
+from kuasar.workers.states import State
+
+KILLED = 137
+"""Exit status of a process that died with its machine: 128 + SIGKILL."""
+
+
+class Tasks:
+    """The containers of the worker's sandbox. ``publish(topic, body, acknowledged)`` sends an event to the gateway."""
+
+    def __init__(self, sandbox: Sandbox, publish: Callable[[str, dict[str, Any], Callable[[], None]], None]) -> None:
+        self._sandbox = sandbox
+        self._publish = publish
+        sandbox.on_agent = self._on_agent
+        sandbox.on_ended = self._on_ended
+
+    async def handle(self, op: str, body: dict[str, Any], key: str, deadline: float | None) -> dict[str, Any]:
+        """Carry out one ``task.*`` request."""
+        require_id(body.get("id"), "id")
+        if body.get("exec_id"):
+            require_id(body["exec_id"], "exec_id")
+        if op == "task.create":
+            return await self._create(body, key, deadline)
+        if self._sandbox.state is State.STOPPED:
+            return self._afterlife(op, body)
+        try:
+            reply = await self._sandbox.call_agent(op, body, key, deadline)
+        except Unavailable:
+            if self._sandbox.state is not State.STOPPED:
+                raise
+            return self._afterlife(op, body)
+        if op == "task.delete" and not body.get("exec_id"):
+            await self._forget(body["id"])
+        return reply
+
+    async def _create(self, body: dict[str, Any], key: str, deadline: float | None) -> dict[str, Any]:
+        sandbox, container_id = self._sandbox, body["id"]
+        sandbox.machine.require(State.READY, doing="create a container")
+        spec = read_spec(body["bundle"])
+        add_pod_mounts(spec, sandbox.files_dir, sandbox.shm_dir)
+        path = cgroups_path(spec)
+        known = container_id in sandbox.record.containers
+        if path:
+            sandbox.directory.acquiring("cgroup", cgroup.expand(path))
+        if not known:
+            facts = {name: body[name] for name in ("bundle", "stdin", "stdout", "stderr", "terminal")}
+            sandbox.record.containers[container_id] = {**facts, "cgroup": cgroup.expand(path) if path else "", "pid": 0}
+            sandbox.directory.save()
+        try:
+            reply = await sandbox.call_agent("task.create", {**body, "spec": spec}, key, deadline)
+        except Exception:
+            if not known and sandbox.state is State.READY:
+                await self._forget(container_id)
+            raise
+        sandbox.record.containers[container_id]["pid"] = reply["pid"]
+        sandbox.directory.save()
+        return reply
+
+    async def _forget(self, container_id: str) -> None:
+        """Strike a container out, and its cgroup if the engine left it behind."""
+        sandbox = self._sandbox
+        facts = sandbox.record.containers.pop(container_id, None)
+        if facts is None:
+            return
+        path = facts["cgroup"]
+        if path:
+            await cgroup.destroy(sandbox.loop, path)
+            sandbox.directory.released("cgroup", path)
+        sandbox.directory.save()
+
+    # -- what the agent tells ------------------------------------------------------------------------------------------
+
+    def _on_agent(self, agent: AgentClient) -> None:
+        agent.on_event = lambda seq, topic, body: self._on_agent_event(agent, seq, topic, body)
+
+    def _on_agent_event(self, agent: AgentClient, seq: int, topic: str, body: dict[str, Any]) -> None:
+        if topic == "task.exit" and not body.get("exec_id"):
+            self._record_exit(body["container_id"], body["exit_status"], body["exited_at"])
+        self._publish(topic, body, lambda: agent.ack_event(seq))
+
+    def _record_exit(self, container_id: str, exit_status: int, exited_at: int) -> None:
+        facts = self._sandbox.record.containers.get(container_id)
+        if facts is not None and "exited_at" not in facts:
+            facts |= {"exit_status": exit_status, "exited_at": exited_at}
+            self._sandbox.directory.save()
+
+    def _on_ended(self, ended: Ended) -> None:
+        """The machine is gone: every container in it that had not ended has ended now."""
+        now = time.time_ns()
+        for container_id, facts in self._sandbox.record.containers.items():
+            if "exited_at" in facts:
+                continue
+            facts |= {"exit_status": KILLED, "exited_at": now}
+            log.info("container ended with its machine", container=container_id, reason=ended.reason)
+            self._publish(
+                "task.exit",
+                {
+                    "id": f"{self._sandbox.id}/{container_id}/{now}",
+                    "container_id": container_id,
+                    "exec_id": "",
+                    "pid": facts["pid"],
+                    "exit_status": KILLED,
+                    "exited_at": now,
+                },
+                lambda: None,
+            )
+        self._sandbox.directory.save()
+        self._publish(
+            "sandbox.exit",
+            {
+                "id": self._sandbox.id,
+                "exit_status": ended.exit_status,
+                "exited_at": self._sandbox.record.exited_at,
+                "reason": ended.reason,
+            },
+            lambda: None,
+        )
+
+    # -- answers for the dead ------------------------------------------------------------------------------------------
+
+    def _afterlife(self, op: str, body: dict[str, Any]) -> dict[str, Any]:
+        container_id, exec_id = body["id"], body.get("exec_id", "")
+        facts = self._sandbox.record.containers.get(container_id)
+        if facts is None:
+            raise NotFound(f"container {container_id} does not exist", container=container_id)
+        # An exec that nobody has deleted yet died with the machine at the latest.
+        end = {
+            "exit_status": KILLED if exec_id else facts.get("exit_status", KILLED),
+            "exited_at": facts.get("exited_at", self._sandbox.record.exited_at),
+        }
+        match op:
+            case "task.wait":
+                return end
+            case "task.delete":
+                if not exec_id:
+                    self._sandbox.record.containers.pop(container_id)
+                    self._sandbox.directory.save()
+                return {"pid": facts["pid"], **end}
+            case "task.state":
+                shown = {name: facts[name] for name in ("bundle", "stdin", "stdout", "stderr", "terminal")}
+                return {
+                    "id": container_id,
+                    "exec_id": exec_id,
+                    "pid": facts["pid"],
+                    "status": "stopped",
+                    **shown,
+                    **end,
+                }
+            case "task.connect":
+                return {"task_pid": facts["pid"], "shim_pid": os.getpid()}
+            case "task.pids":
+                return {"pids": []}
+            case "task.close_io":
+                return {}
+            case "task.kill":
+                raise NotFound(f"container {container_id} has ended: {self._sandbox.record.reason}")
+            case _:
+                raise WrongState(
+                    f"{op}: container {container_id} has ended: {self._sandbox.record.reason}",
+                    seen="stopped",
+                    needed="running",
+                )
