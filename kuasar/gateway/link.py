@@ -1,0 +1,38 @@
+"""The way of a request from the gateway to a sandbox's worker: the bus, with a key for every mutating call."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any
+
+from kuasar.bus.router import BusRouter
+from kuasar.gateway.server import Call
+
+DEFAULT_SECONDS = 120.0
+"""Deadline of a call whose caller set none, waits excepted: longer than any of kubelet's."""
+
+
+class Workers:
+    """Calls to workers."""
+
+    def __init__(self, router: BusRouter) -> None:
+        self._router = router
+        self._keys = itertools.count(1)
+
+    async def read(self, sandbox: str, op: str, body: dict[str, Any], call: Call) -> dict[str, Any]:
+        """A request that changes nothing."""
+        return await self._router.call(sandbox, op, body, deadline=_deadline(call))
+
+    async def change(self, sandbox: str, op: str, body: dict[str, Any], call: Call) -> dict[str, Any]:
+        """A request that changes something: done once, however often it has to be sent."""
+        key = f"{self._router.epoch:x}.{next(self._keys)}"
+        return await self._router.call(sandbox, op, body, key=key, deadline=_deadline(call))
+
+    async def wait(self, sandbox: str, op: str, body: dict[str, Any], call: Call) -> dict[str, Any]:
+        """A request that is answered when something ends, and outlives any number of workers."""
+        return await self._router.call(sandbox, op, body, deadline=call.deadline)
+
+
+def _deadline(call: Call) -> float:
+    return call.deadline if call.deadline is not None else time.monotonic() + DEFAULT_SECONDS

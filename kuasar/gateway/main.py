@@ -1,0 +1,159 @@
+"""``kuasar-gateway``: the process that containerd talks to. Started and restarted by supervisord.
+
+One asyncio loop; no threads but gRPC's own and the one that calls supervisord; never forks (gRPC forbids it).
+Everything it knows comes from the configuration and from the workers' greetings, so it may die at any moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import os
+import signal
+import sys
+from contextlib import AsyncExitStack
+from typing import Any
+
+import grpc.aio
+
+from kuasar import __version__
+from kuasar.api.gen.containerd.sandbox.v1 import controller_pb2
+from kuasar.api.gen.containerd.task.v3 import task_pb2
+from kuasar.bus.messages import Hello
+from kuasar.bus.router import BusRouter
+from kuasar.core import log
+from kuasar.core.config import Config, ConfigError, load
+from kuasar.core.errors import KuasarError, Unavailable
+from kuasar.gateway.announce import Announcer
+from kuasar.gateway.controller import ControllerService
+from kuasar.gateway.directory import Directory
+from kuasar.gateway.events import EventPublisher
+from kuasar.gateway.link import Workers
+from kuasar.gateway.server import InFlight, handlers_for
+from kuasar.gateway.supervision import Supervision
+from kuasar.gateway.tasks import TaskService
+from kuasar.supervisor.client import SupervisorClient
+
+_STOP_SECONDS = 1.0
+EXIT_USAGE = 2
+EXIT_BUSY = 3
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run until SIGTERM. Exit codes: 0 stopped, 2 configuration, 3 another gateway is running, 1 anything else."""
+    parser = argparse.ArgumentParser(prog="kuasar-gateway", description="Serve containerd's Sandbox and Task APIs.")
+    parser.add_argument("--config", metavar="FILE", help="configuration (default: /etc/kuasar/kuasar.toml)")
+    parser.add_argument("--version", action="version", version=f"kuasar {__version__}")
+    arguments = parser.parse_args(argv)
+    try:
+        config = load(arguments.config)
+    except ConfigError as exc:
+        sys.stderr.write(f"{exc}\n")
+        return EXIT_USAGE
+    log.configure(config.log_level, process="gateway")
+    os.umask(0o077)
+    try:
+        asyncio.run(_serve(config))
+    except Unavailable as exc:
+        log.error("cannot serve", error=exc)
+        return EXIT_BUSY
+    return 0
+
+
+async def _serve(config: Config) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with AsyncExitStack() as stack:
+        for directory in (config.state_dir, config.sandboxes_dir, os.path.dirname(config.gateway.socket)):
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+        stack.callback(os.close, _lock_socket(config.gateway.socket))
+        publisher = await stack.enter_async_context(EventPublisher(config.containerd.events))
+        announcer = Announcer(publisher)
+        directory_ = Directory(config.sandboxes_dir)
+        supervision = Supervision(SupervisorClient(config.supervisor.socket))
+        stack.callback(supervision.close)
+        router = BusRouter(config.bus_address)
+        _connect(router, directory_, announcer, supervision)
+        await router.start()
+        stack.push_async_callback(router.close)
+        settling = asyncio.create_task(directory_.settle())
+        stack.callback(settling.cancel)
+
+        workers = Workers(router)
+        in_flight = InFlight(config.gateway.max_requests_in_flight)
+        server = grpc.aio.server(options=_grpc_options(config))
+        controller = ControllerService(config, directory_, workers, supervision)
+        tasks = TaskService(config, directory_, workers, announcer)
+        server.add_generic_rpc_handlers(
+            (
+                handlers_for(controller_pb2.DESCRIPTOR.services_by_name["Controller"], controller, in_flight),
+                handlers_for(task_pb2.DESCRIPTOR.services_by_name["Task"], tasks, in_flight),
+            )
+        )
+        _bind(server, config.gateway.socket)
+        await server.start()
+        stack.push_async_callback(server.stop, _STOP_SECONDS)
+        log.info("serving", version=__version__, socket=config.gateway.socket, bus=config.bus_address)
+        await stopping.wait()
+        log.info("stopping")
+
+
+def _connect(router: BusRouter, directory: Directory, announcer: Announcer, supervision: Supervision) -> None:
+    """What happens when a worker greets, dies, or tells of something."""
+
+    def greeted(hello: Hello) -> None:
+        directory.greeted(hello)
+
+    def told(sandbox: str, topic: str, body: dict[str, Any]) -> None:
+        announcer.from_worker(directory.namespace_of(sandbox), topic, body)
+
+    async def look_after(sandbox: str) -> None:
+        """An operator may have stopped the worker: then its callers are told, instead of waiting for a successor."""
+        try:
+            if await supervision.operator_stopped(sandbox):
+                router.suspend(
+                    sandbox, f"its worker was stopped by an operator (supervisorctl start sandbox:{sandbox})"
+                )
+        except KuasarError as exc:
+            log.debug("no word from supervisord about a worker", sandbox=sandbox, why=exc)
+
+    router.on_hello = greeted
+    router.on_event = told
+    router.on_death = look_after
+
+
+def _grpc_options(config: Config) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", config.gateway.max_message_bytes),
+        ("grpc.max_send_message_length", config.gateway.max_message_bytes),
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def _bind(server: grpc.aio.Server, path: str) -> None:
+    """Take the socket over: what lies there is dead, because we hold its lock."""
+    if os.path.exists(path):
+        os.unlink(path)
+    server.add_insecure_port(f"unix:{path}")
+    os.chmod(path, 0o600)
+
+
+def _lock_socket(path: str) -> int:
+    """Hold ``<path>.lock``, because binding would silently steal the socket of a gateway that lives.
+
+    The lock goes with the process. Raises Unavailable when another one has it.
+    """
+    fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise Unavailable(f"another gateway is serving {path}") from None
+    return fd
+
+
+if __name__ == "__main__":
+    sys.exit(main())
