@@ -1,0 +1,148 @@
+"""``kuasar-worker``: the process of one sandbox, forked by the zygote (:func:`run`) or executed (:func:`main`).
+
+Lifetime: from ``addSandbox`` to the end of ``sandbox.shutdown``; then it exits with 0, which tells supervisord to
+forget it. Any other end is followed by a successor, which finds everything in the sandbox directory. It ends with
+supervisord; the sandbox does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import uuid
+from typing import Any
+
+from kuasar.bus.dealer import BusDealer
+from kuasar.bus.messages import Hello, Request
+from kuasar.core import log
+from kuasar.core.aio import Future, Loop
+from kuasar.core.config import Config, ConfigError, load
+from kuasar.core.errors import InvalidArgument, KuasarError, Unimplemented
+from kuasar.core.ids import require_id
+from kuasar.core.spawn import Children
+from kuasar.workers.sandbox import Sandbox
+from kuasar.workers.states import State
+from kuasar.workers.tasks import Tasks
+
+EXIT_GONE = 0
+EXIT_OUTDATED = 3
+EXIT_USAGE = 2
+
+_UNUSED_SECONDS = 60.0
+"""A worker to which nobody has said what to make within this time was forgotten by a gateway that died."""
+
+
+class Worker:
+    """Bus and sandbox of this process."""
+
+    def __init__(self, loop: Loop, config: Config, sandbox_id: str) -> None:
+        self._loop = loop
+        self._children = Children(loop)
+        self._instance = uuid.uuid4().hex
+        self._finished: Future[int] = loop.future()
+        self._sandbox = Sandbox(loop, self._children, config, sandbox_id)
+        self._generation = self._sandbox.directory.next_generation()
+        self._bus = BusDealer(loop, config.bus_address, sandbox_id, self._hello, self._handle)
+        self._bus.on_outdated = lambda: self._finished.set_result(EXIT_OUTDATED)
+        self._tasks = Tasks(self._sandbox, self._bus.publish)
+
+    async def serve(self) -> int:
+        """Serve until the sandbox is gone; gives the exit code."""
+        log.info("worker", generation=self._generation, instance=self._instance)
+        try:
+            await self._sandbox.load()
+        except KuasarError as exc:
+            log.error("the sandbox cannot be taken over", error=exc)
+        self._bus.start()
+        self._loop.call_later(_UNUSED_SECONDS, self._give_up_if_unused)
+        code = await self._finished
+        await self._bus.close()
+        return code
+
+    def _hello(self) -> Hello:
+        record = self._sandbox.directory.record
+        return Hello(
+            sandbox=self._sandbox.id,
+            namespace=record.namespace if record else "",
+            engine=record.engine if record else "",
+            sandboxer=record.sandboxer if record else "",
+            instance=self._instance,
+            generation=self._generation,
+            pid=os.getpid(),
+            state=self._sandbox.state.value,
+            containers=list(record.containers) if record else [],
+        )
+
+    def _give_up_if_unused(self) -> None:
+        if self._sandbox.state is State.NEW:
+            log.warning("nobody has created a sandbox in this worker, leaving")
+            self._sandbox.directory.remove()
+            self._finished.set_result(EXIT_GONE)
+
+    async def _handle(self, request: Request) -> dict[str, Any]:
+        op, body = request.op, request.body
+        try:
+            if op.startswith("task."):
+                return await self._tasks.handle(op, body, request.key, request.deadline)
+            return await self._handle_sandbox(op, body, request.deadline)
+        except (KeyError, TypeError, AttributeError) as exc:
+            log.error("malformed request", op=op, error=repr(exc))
+            raise InvalidArgument(f"{op}: malformed body: {exc!r}") from exc
+
+    async def _handle_sandbox(self, op: str, body: dict[str, Any], deadline: float | None) -> dict[str, Any]:
+        sandbox = self._sandbox
+        match op:
+            case "sandbox.create":
+                return await sandbox.create(body)
+            case "sandbox.start":
+                return await sandbox.start(deadline)
+            case "sandbox.stop":
+                return await sandbox.stop(float(body["timeout"]))
+            case "sandbox.wait":
+                return await sandbox.wait()
+            case "sandbox.status":
+                return sandbox.status(bool(body["verbose"]))
+            case "sandbox.metrics":
+                return await sandbox.metrics()
+            case "sandbox.update":
+                return sandbox.update(body)
+            case "sandbox.shutdown":
+                reply = await sandbox.shutdown()
+                # The answer is sent after this returns; the close flushes it.
+                self._loop.call_soon(self._finished.set_result, EXIT_GONE)
+                return reply
+            case _:
+                raise Unimplemented(f"unknown operation {op!r}", capability=op)
+
+
+def run(args: dict[str, Any], config: Config) -> int:
+    """Be the worker of ``args["sandbox"]``. Called in a fresh process; gives its exit code."""
+    sandbox_id = require_id(args.get("sandbox"), "sandbox")
+    log.configure(config.log_level, sandbox=sandbox_id)
+    os.umask(0o077)
+    loop = Loop()
+    loop.on_error = lambda what, exc: log.error("unhandled error", what=what, error=repr(exc))
+    return loop.run(Worker(loop, config, sandbox_id).serve())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exec fallback, ``kuasar-worker --config FILE --sandbox ID``. Exits with 0 (sandbox gone), 2 (usage) or 3
+    (outdated)."""
+    from kuasar.supervisor.clone import die_with_parent
+
+    parser = argparse.ArgumentParser(prog="kuasar-worker", description="Serve one sandbox (started by supervisord).")
+    parser.add_argument("--config", metavar="FILE", help="configuration (default: /etc/kuasar/kuasar.toml)")
+    parser.add_argument("--sandbox", metavar="ID", required=True, help="the sandbox to serve")
+    arguments = parser.parse_args(argv)
+    die_with_parent()
+    try:
+        config = load(arguments.config)
+        return run({"sandbox": arguments.sandbox}, config)
+    except (ConfigError, InvalidArgument) as exc:
+        sys.stderr.write(f"{exc}\n")
+        return EXIT_USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
