@@ -1,0 +1,39 @@
+"""When a worker that died is started again. Pure arithmetic, no clock and no process.
+
+Never gives up and never spins: the first few short lives cost nothing, so that a kill is repaired at once even when it
+comes twice; after that the pause doubles up to a cap. A life of :data:`HEALTHY_SECONDS` clears the score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HEALTHY_SECONDS = 10.0
+"""A life at least this long counts as a success."""
+FREE_RESTARTS = 3
+"""Short lives in a row that are followed by an immediate restart."""
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 30.0
+
+
+@dataclass
+class RestartPolicy:
+    """The score of one worker."""
+
+    short_lives: int = 0
+    """In a row, until now."""
+
+    def died(self, lived: float) -> float:
+        """Note a death after ``lived`` seconds and give the pause before the next start, in seconds."""
+        if lived >= HEALTHY_SECONDS:
+            self.short_lives = 0
+            return 0.0
+        self.short_lives += 1
+        doublings = self.short_lives - FREE_RESTARTS - 1
+        if doublings < 0:
+            return 0.0
+        return min(FIRST_PAUSE * 2.0 ** min(doublings, 32), LONGEST_PAUSE)
+
+    def forgive(self) -> None:
+        """An operator starts it by hand: begin anew."""
+        self.short_lives = 0
