@@ -1,0 +1,28 @@
+#!/bin/sh
+# Installs the Debian packages that the project needs. Idempotent: when all are there it only asks dpkg.
+# Needs root for installing. Used by the Makefile and by CI.
+set -eu
+. "$(dirname "$0")/lib.sh"
+
+# python3-venv: our .venv            runc, crun: containers          containernetworking-plugins, iptables, iproute2: pod networks
+# busybox-static: the test images    make: this project's commands   ca-certificates: package indexes
+PACKAGES="python3 python3-venv runc crun containernetworking-plugins iptables iproute2 busybox-static make ca-certificates procps"
+
+missing=
+for package in $PACKAGES; do
+    case $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true) in
+        installed) ;;
+        *) missing="$missing $package" ;;
+    esac
+done
+[ -n "$missing" ] || exit 0
+
+[ "$(id -u)" = 0 ] || die "root is needed to install:$missing"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+export DEBIAN_FRONTEND=noninteractive
+say "package lists"
+quietly "$log" apt-get -o DPkg::Lock::Timeout=120 update -q
+say "installing:$missing"
+# shellcheck disable=SC2086 # a list of names
+quietly "$log" apt-get -o DPkg::Lock::Timeout=120 install -q -y --no-install-recommends $missing
