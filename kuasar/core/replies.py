@@ -1,7 +1,10 @@
-"""Answers that are kept until they are acknowledged, so that a repeated request does nothing twice.
+"""Answers that are kept until they are acknowledged, so that a request which is sent again does nothing twice.
 
-Used by the worker (requests of the bus) and by the agent (requests of the worker), see docs/bus.md, "Requests". Knows
-nothing of loops: whoever joins a request under way hands in a callback.
+Used by the worker for requests of the bus and by the agent for requests of the worker (docs/bus.md, "Requests"). Owned
+by one connection end, lives as long as its process. Knows nothing of loops: who joins a request under way hands in a
+callback, which is called from within :meth:`ReplyCache.store`.
+
+A key is unknown, under way, or answered: ``begin`` makes it under way, ``store`` answered, ``ack`` unknown again.
 """
 
 from __future__ import annotations
@@ -9,73 +12,95 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
 
+from kuasar.core import log
 from kuasar.core.errors import InvalidArgument
 
 MAX_ANSWERS = 1024
 MAX_AGE_SECONDS = 600.0
 
 Answer = dict[str, Any]
+"""What is kept: for both users a map with either ``body`` or ``error``."""
 Receiver = Callable[[Answer], None]
 
 
-class _Entry:
-    __slots__ = ("answer", "fingerprint", "receivers", "since")
+@dataclass(slots=True)
+class _UnderWay:
+    fingerprint: int
+    receivers: list[Receiver] = field(default_factory=list)
+    acknowledged: bool = False
+    """Its caller has given up already: the answer need not be kept."""
 
-    def __init__(self, fingerprint: int) -> None:
-        self.fingerprint = fingerprint
-        self.answer: Answer | None = None
-        self.receivers: list[Receiver] = []
-        self.since = time.monotonic()
+
+@dataclass(slots=True)
+class _Answered:
+    fingerprint: int
+    answer: Answer
+    since: float
 
 
 class ReplyCache:
-    """Keyed requests and their answers."""
+    """Keyed requests and their answers. The empty key is never kept."""
 
-    def __init__(self) -> None:
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._under_way: dict[str, _UnderWay] = {}
+        self._answered: OrderedDict[str, _Answered] = OrderedDict()
+        self.dropped = 0
+        """Answers that were given up unacknowledged, because of their age or number."""
 
     def begin(self, key: str, op: str, body: dict[str, Any], receive: Receiver) -> bool:
-        """True: new, carry it out and :meth:`store`. False: ``receive`` gets the kept or coming answer."""
+        """Whether the request is new: then carry it out and :meth:`store` its answer, whatever happens.
+
+        Otherwise ``receive`` gets the answer of the first one: at once if it is there, else when it is stored. Raises
+        :class:`InvalidArgument` when the key belongs to another request.
+        """
         if not key:
             return True
-        fingerprint = hash((op, bytes(msgpack.packb(body))))
-        entry = self._entries.get(key)
-        if entry is None:
-            self._entries[key] = _Entry(fingerprint)
+        fingerprint = hash((op, msgpack.packb(body)))
+        known = self._under_way.get(key) or self._answered.get(key)
+        if known is None:
+            self._under_way[key] = _UnderWay(fingerprint)
             return True
-        if entry.fingerprint != fingerprint:
-            raise InvalidArgument(f"key {key!r} was used for another request", field="key")
-        if entry.answer is None:
-            entry.receivers.append(receive)
+        if known.fingerprint != fingerprint:
+            raise InvalidArgument(f"key {key!r:.100}: was used for another request than this {op}", field="key")
+        if isinstance(known, _Answered):
+            receive(known.answer)
         else:
-            receive(entry.answer)
+            known.receivers.append(receive)
         return False
 
     def store(self, key: str, answer: Answer) -> None:
-        entry = self._entries.get(key) if key else None
+        """Keep the answer of a request that has begun and give it to everyone who joined. Harmless without a key."""
+        entry = self._under_way.pop(key, None)
         if entry is None:
             return
-        entry.answer, entry.since = answer, time.monotonic()
-        receivers, entry.receivers = entry.receivers, []
-        for receive in receivers:
+        if not entry.acknowledged:
+            self._answered[key] = _Answered(entry.fingerprint, answer, self._clock())
+            self._trim()
+        for receive in entry.receivers:
             receive(answer)
-        self._trim()
 
     def ack(self, keys: Iterable[str]) -> None:
+        """Nobody will ask for these again. Unknown keys are ignored; what is under way is not kept once it ends."""
         for key in keys:
-            entry = self._entries.get(key)
-            if entry is not None and entry.answer is not None:
-                del self._entries[key]
+            self._answered.pop(key, None)
+            entry = self._under_way.get(key)
+            if entry is not None:
+                entry.acknowledged = True
+
+    def __len__(self) -> int:
+        return len(self._under_way) + len(self._answered)
 
     def _trim(self) -> None:
-        oldest = time.monotonic() - MAX_AGE_SECONDS
-        answered = [key for key, entry in self._entries.items() if entry.answer is not None]
-        for key in answered:
-            if len(answered) <= MAX_ANSWERS and self._entries[key].since >= oldest:
-                break
-            del self._entries[key]
-            answered = answered[1:]
+        """Give up the oldest answers. Two requests of this age or distance are no repeats of each other any more."""
+        oldest = self._clock() - MAX_AGE_SECONDS
+        while len(self._answered) > MAX_ANSWERS or next(iter(self._answered.values())).since < oldest:
+            self._answered.popitem(last=False)
+            self.dropped += 1
+            if self.dropped & (self.dropped - 1) == 0:  # 1, 2, 4, 8 …: a peer that never acknowledges fills no log
+                log.warning("answers were never acknowledged, the oldest is given up", dropped=self.dropped)
