@@ -1,0 +1,6 @@
+"""What the Wasmtime driver is made of: the plan of a container, its process, its file system, its module, its cache.
+
+``plan`` reads the specification; ``process`` is what the forked child does, step by step; ``syscalls``, ``rootfs`` and
+``privileges`` are its surroundings; ``modules`` and ``digests`` are the cache on disk; ``engine`` is all that knows
+wasmtime. Only the child uses ``engine``: running a module starts threads, and the agent has none.
+"""
