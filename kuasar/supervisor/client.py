@@ -146,11 +146,11 @@ class SupervisorClient:
 
     def _decode(self, answer: bytes, method: str) -> Any:
         try:
-            values, _ = xmlrpc.client.loads(answer)
+            (value,), _ = xmlrpc.client.loads(answer)
         except xmlrpc.client.Fault as fault:
             kind = _FAULTS.get(fault.faultCode, Internal)
             raise kind(f"supervisord, {method}: {fault.faultString}", fault=fault.faultCode) from None
         except Exception as exc:  # expat's error is no ValueError, and a half answer can break it anywhere
             self.close()
             raise Internal(f"supervisord at {self._path} gave a malformed answer to {method}: {exc}") from exc
-        return values[0]
+        return value

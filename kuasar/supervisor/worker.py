@@ -131,6 +131,8 @@ class _ForkingOptions:
 class Worker(Subprocess):  # type: ignore[misc]  # supervisor has no types
     """The process ``sandbox:<id>``."""
 
+    delay: float
+
     def __init__(self, config: WorkerConfig, group: SandboxGroup) -> None:
         config.options = _ForkingOptions(config.options, self)
         super().__init__(config)
@@ -230,7 +232,7 @@ class Worker(Subprocess):  # type: ignore[misc]  # supervisor has no types
             self.config.options.logger.info(f"sandbox:{self.sandbox}: the sandbox is gone, its worker is forgotten")
             self.group.forget(self)
         elif not stopping and not self._is_shutting_down():
-            self._start_again(f"{ended.words} after {lived:.1f} s", self._policy.died(lived))
+            self._start_again(f"{_past(ended)} after {lived:.1f} s", self._policy.died(lived))
 
     def _is_gone(self, ended: Exit, stopping: bool) -> bool:
         if self.removing:
@@ -242,7 +244,7 @@ class Worker(Subprocess):  # type: ignore[misc]  # supervisor has no types
         score = self._policy.short_lives
         loop = f" ({score} short lives in a row)" if score > 1 else ""
         when = f"in {pause:.1f} s" if pause else "at once"
-        self._note(f"the worker was {words}{loop}; it is started again {when}")
+        self._note(f"the worker {words}{loop}; it is started again {when}")
         if not pause and self.group.may_spawn():
             self.restarts += 1
             self.spawn()
@@ -259,3 +261,7 @@ class Worker(Subprocess):  # type: ignore[misc]  # supervisor has no types
 
     def _is_shutting_down(self) -> bool:
         return bool(self.config.options.mood <= SupervisorStates.RESTARTING)
+
+
+def _past(ended: Exit) -> str:
+    return f"was {ended.words}" if ended.signal else ended.words

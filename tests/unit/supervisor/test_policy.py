@@ -1,0 +1,45 @@
+"""The restart policy: at once at first, slower and slower, never never."""
+
+from __future__ import annotations
+
+import itertools
+
+from kuasar.supervisor.policy import FREE_RESTARTS, HEALTHY_SECONDS, LONGEST_PAUSE, RestartPolicy
+
+
+def test_the_first_deaths_are_free() -> None:
+    policy = RestartPolicy()
+    assert [policy.died(0.0) for _ in range(FREE_RESTARTS)] == [0.0] * FREE_RESTARTS
+
+
+def test_then_the_pause_doubles_up_to_the_cap() -> None:
+    policy = RestartPolicy()
+    pauses = [policy.died(0.0) for _ in range(1000)][FREE_RESTARTS:]
+    assert pauses[:4] == [0.1, 0.2, 0.4, 0.8]
+    assert all(b == min(2 * a, LONGEST_PAUSE) for a, b in itertools.pairwise(pauses))
+    assert pauses[-1] == LONGEST_PAUSE
+
+
+def test_a_minute_of_crashes_is_a_dozen_starts() -> None:
+    policy, clock, starts = RestartPolicy(), 0.0, 0
+    while clock < 60:
+        clock += 0.01 + policy.died(0.01)
+        starts += 1
+    assert starts <= 13
+
+
+def test_a_healthy_life_clears_the_score() -> None:
+    policy = RestartPolicy()
+    for _ in range(10):
+        policy.died(HEALTHY_SECONDS / 2)
+    assert policy.died(HEALTHY_SECONDS) == 0.0
+    assert policy.died(0.0) == 0.0
+    assert policy.short_lives == 1
+
+
+def test_an_operator_clears_the_score() -> None:
+    policy = RestartPolicy()
+    for _ in range(10):
+        policy.died(0.0)
+    policy.forgive()
+    assert policy.died(0.0) == 0.0
