@@ -1,0 +1,177 @@
+"""Where the project's own stack keeps its things, and the files that configure it.
+
+A stack is supervisord with gateway, zygote, workers and, unless another one is named, a containerd of its own. Stacks
+with different layouts run beside each other: the developer's (`make run`) and one per test session.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import string
+import sys
+from dataclasses import dataclass
+
+CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+CONTAINERD_BIN = f"{CHECKOUT}/.kuasar/containerd/usr/bin"
+_DROP_IN_ADDRESS = '"/run/kuasar/gateway.sock"'
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and directories of one stack. Nothing else of the machine is written to, but see scripts/leftovers.py."""
+
+    name: str = "dev"
+    """At most 8 characters: the bridge and the CNI network are named after it."""
+    data: str = f"{CHECKOUT}/.kuasar/stack"
+    """What outlives a stop: images, logs, compiled modules."""
+    subnet: str = "10.123.0.0/20"
+    settings: str = ""
+    """Tables appended to kuasar.toml (TOML)."""
+    foreign_containerd: str = ""
+    """Socket of a running containerd to use instead of starting one; it must have our drop-in."""
+
+    @property
+    def run(self) -> str:
+        """What a stop removes. Short, because socket paths have 107 bytes."""
+        return f"/run/kuasar-{self.name}"
+
+    @property
+    def config(self) -> str:
+        """kuasar.toml of this stack."""
+        return f"{self.run}/kuasar.toml"
+
+    @property
+    def supervisord_conf(self) -> str:
+        """For supervisord and supervisorctl."""
+        return f"{self.run}/supervisord.conf"
+
+    @property
+    def gateway_socket(self) -> str:
+        """Where containerd finds us."""
+        return f"{self.run}/gateway.sock"
+
+    @property
+    def containerd_socket(self) -> str:
+        """Where the stack's containerd listens, for CRI and ctr."""
+        return self.foreign_containerd or f"{self.run}/containerd.sock"
+
+    @property
+    def containerd_state(self) -> str:
+        """Bundles, FIFOs and network namespaces."""
+        return f"{self.run}/containerd"
+
+    @property
+    def containerd_root(self) -> str:
+        """Images and snapshots."""
+        return f"{self.data}/containerd"
+
+    @property
+    def logs(self) -> str:
+        """A log per process, and per sandbox in sandboxes/."""
+        return f"{self.data}/logs"
+
+    @property
+    def images(self) -> str:
+        """Archives that were built and imported."""
+        return f"{self.data}/images"
+
+    @property
+    def bridge(self) -> str:
+        """Network interface of the pods' network."""
+        return f"kuasar-{self.name}"
+
+    @property
+    def network(self) -> str:
+        """Name of the CNI network."""
+        return f"kuasar-{self.name}"
+
+    @property
+    def cni_conf_dir(self) -> str:
+        """Where containerd looks for the network."""
+        return f"{self.run}/cni/net.d"
+
+
+def search_path() -> str:
+    """PATH of containerd: its own programs, our shim, then the system's."""
+    virtual_env = os.path.dirname(os.path.abspath(sys.executable))
+    return f"{CONTAINERD_BIN}:{virtual_env}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def render(layout: Layout, pause_image: str) -> None:
+    """Write all configuration of the stack except supervisord's, which kuasar.supervisor.render makes of kuasar.toml."""
+    for directory in (layout.run, layout.data, layout.logs, layout.images, layout.cni_conf_dir):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+    os.makedirs(f"{layout.run}/supervisord.d", mode=0o700, exist_ok=True)
+    _write(layout.config, _kuasar_toml(layout))
+    drop_in = _template("containerd/kuasar.toml").replace(_DROP_IN_ADDRESS, json.dumps(layout.gateway_socket))
+    _write(f"{layout.run}/containerd-kuasar.toml", drop_in)
+    if layout.foreign_containerd:
+        return
+    values = {
+        "root": layout.containerd_root,
+        "state": layout.containerd_state,
+        "socket": layout.containerd_socket,
+        "drop_in": f"{layout.run}/containerd-kuasar.toml",
+        "pause_image": pause_image,
+        "cni_conf_dir": layout.cni_conf_dir,
+        "network": layout.network,
+        "bridge": layout.bridge,
+        "subnet": layout.subnet,
+        "ipam_dir": f"{layout.run}/cni/ipam",
+    }
+    _write(f"{layout.run}/containerd.toml", string.Template(_template("containerd/private.toml")).substitute(values))
+    _write(
+        f"{layout.cni_conf_dir}/10-kuasar.conflist",
+        string.Template(_template("cni/kuasar.conflist")).substitute(values),
+    )
+    _write(f"{layout.run}/supervisord.d/containerd.conf", _containerd_program(layout))
+
+
+def _kuasar_toml(layout: Layout) -> str:
+    # a JSON string is a TOML string
+    return f"""\
+state_dir = {json.dumps(layout.run)}
+log_dir = {json.dumps(layout.logs)}
+cache_dir = {json.dumps(layout.data + "/cache")}
+
+[gateway]
+socket = {json.dumps(layout.gateway_socket)}
+
+[containerd]
+events = {json.dumps(layout.containerd_socket + ".ttrpc")}
+
+[supervisor]
+socket = {json.dumps(layout.run + "/supervisor.sock")}
+zygote = {json.dumps(layout.run + "/zygote.sock")}
+
+{layout.settings}"""
+
+
+def _containerd_program(layout: Layout) -> str:
+    text = f"""\
+; containerd starts after the gateway, so that it finds the containers of before a restart.
+[program:containerd]
+command = {CONTAINERD_BIN}/containerd --config {layout.run}/containerd.toml
+environment = PATH="{search_path()}",KUASAR_CONFIG="{layout.config}"
+priority = 950
+startsecs = 1
+startretries = 1000000000
+autorestart = true
+stopwaitsecs = 10
+redirect_stderr = true
+stdout_logfile = {layout.logs}/containerd.log
+stdout_logfile_maxbytes = 16MB
+stdout_logfile_backups = 1
+"""
+    return text.replace("%", "%%")  # '%' starts an expansion in supervisord's files
+
+
+def _template(name: str) -> str:
+    with open(f"{CHECKOUT}/etc/{name}", encoding="utf-8") as file:
+        return file.read()
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        file.write(text)
