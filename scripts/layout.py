@@ -99,7 +99,7 @@ def search_path() -> str:
 
 
 def render(layout: Layout, pause_image: str) -> None:
-    """Write all configuration of the stack except supervisord's, which kuasar.supervisor.render makes of kuasar.toml."""
+    """Write all configuration of the stack except supervisord's, which kuasar.supervisor.render makes."""
     for directory in (layout.run, layout.data, layout.logs, layout.images, layout.cni_conf_dir):
         os.makedirs(directory, mode=0o700, exist_ok=True)
     os.makedirs(f"{layout.run}/supervisord.d", mode=0o700, exist_ok=True)
