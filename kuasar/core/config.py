@@ -52,7 +52,7 @@ class Supervisor:
 
     socket: str = "/run/kuasar/supervisor.sock"
     zygote: str = "/run/kuasar/zygote.sock"
-    preload: tuple[str, ...] = ("wasmtime",)
+    preload: tuple[str, ...] = ("wasmtime", "kuasar.agent.drivers.wasm.process")
     """Modules the zygote imports before it forks, so that no sandbox pays for them; missing ones are skipped, with
     a line in the log."""
     log_max_bytes: int = 4 * 1024 * 1024

@@ -129,13 +129,10 @@ def run(args: dict[str, Any], config: Config) -> int:
 def main(argv: list[str] | None = None) -> int:
     """The exec fallback, ``kuasar-worker --config FILE --sandbox ID``. Exits with 0 (sandbox gone), 2 (usage) or 3
     (outdated)."""
-    from kuasar.supervisor.clone import die_with_parent
-
     parser = argparse.ArgumentParser(prog="kuasar-worker", description="Serve one sandbox (started by supervisord).")
     parser.add_argument("--config", metavar="FILE", help="configuration (default: /etc/kuasar/kuasar.toml)")
     parser.add_argument("--sandbox", metavar="ID", required=True, help="the sandbox to serve")
     arguments = parser.parse_args(argv)
-    die_with_parent()
     try:
         config = load(arguments.config)
         return run({"sandbox": arguments.sandbox}, config)

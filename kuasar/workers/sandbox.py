@@ -6,6 +6,7 @@ a successor or a later shutdown can free it by name.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -161,7 +162,9 @@ class Sandbox:
         if settings is None:
             known = ", ".join(sorted(self._config.engines))
             raise InvalidArgument(f"engine: no engine {engine!r} is configured (there are: {known})", field="engine")
-        return require_backend(settings.kind or engine)(self._host, settings)
+        kind = settings.kind or engine
+        cache_dir = settings.cache_dir or f"{self._config.cache_dir}/{kind}"
+        return require_backend(kind)(self._host, dataclasses.replace(settings, kind=kind, cache_dir=cache_dir))
 
     # -- verbs -----------------------------------------------------------------------------------------------------
 
@@ -333,9 +336,8 @@ class Sandbox:
         return status
 
     def _info(self, record: Record) -> dict[str, str]:
-        settings = self.backend.settings
         return {
-            "engine": f"{record.engine} ({settings.kind or record.engine})",
+            "engine": f"{record.engine} ({self.backend.kind})",
             "capabilities": " ".join(sorted(c.value for c in self.backend.capabilities)),
             "pid": str(self.backend.pid),
             "worker_pid": str(os.getpid()),
@@ -378,10 +380,9 @@ class Sandbox:
         """Once per life of a machine: record the end, free what it held, tell everyone."""
         if self.state is State.STOPPED:
             return
-        if self._watcher is not None:
-            self._watcher, watcher = None, self._watcher
-            if self.state is State.STOPPING:
-                watcher.cancel()
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None and self.state is State.STOPPING:
+            watcher.cancel()
         agent, self.agent = self.agent, None
         record = self.record
         record.exit_status, record.reason, record.exited_at = ended.exit_status, ended.reason, time.time_ns()

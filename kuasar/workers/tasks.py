@@ -40,17 +40,20 @@ class Tasks:
             require_id(body["exec_id"], "exec_id")
         if op == "task.create":
             return await self._create(body, key, deadline)
-        if self._sandbox.state is State.STOPPED:
+        if self._is_over():
             return self._afterlife(op, body)
         try:
             reply = await self._sandbox.call_agent(op, body, key, deadline)
         except Unavailable:
-            if self._sandbox.state is not State.STOPPED:
+            if not self._is_over():
                 raise
             return self._afterlife(op, body)
         if op == "task.delete" and not body.get("exec_id"):
             await self._forget(body["id"])
         return reply
+
+    def _is_over(self) -> bool:
+        return self._sandbox.state is State.STOPPED
 
     async def _create(self, body: dict[str, Any], key: str, deadline: float | None) -> dict[str, Any]:
         sandbox, container_id = self._sandbox, body["id"]

@@ -1,0 +1,178 @@
+"""A real worker on a real bus, with a real zygote and agent, in a directory of its own. No gateway, no supervisord."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgpack
+
+from kuasar.bus.messages import Hello
+from kuasar.bus.router import BusRouter
+
+T = TypeVar("T")
+SECONDS = 20.0
+BUSYBOX = "/usr/bin/busybox"
+
+
+def run(scenario: Coroutine[Any, Any, T]) -> T:
+    """Run one scenario to its end, with a deadline."""
+
+    async def bounded() -> T:
+        async with asyncio.timeout(90):
+            return await scenario
+
+    return asyncio.run(bounded())
+
+
+class Rig:
+    """Starts and replaces workers of sandbox ``pod1`` and calls them over the bus."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.sandbox = "pod1"
+        self.config = root / "kuasar.toml"
+        self.directory = root / "state" / "sandboxes" / self.sandbox
+        self.log = root / "worker.log"
+        self.hellos: asyncio.Queue[Hello] = asyncio.Queue()
+        self.events: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
+        self._keys = 0
+        self._processes: list[subprocess.Popen[bytes]] = []
+        for name in ("state/sandboxes", "log/sandboxes", "cache"):
+            (root / name).mkdir(parents=True, mode=0o700)
+        self.config.write_text(
+            f'state_dir = "{root}/state"\nlog_dir = "{root}/log"\ncache_dir = "{root}/cache"\nlog_level = "debug"\n'
+            f'[gateway]\nsocket = "{root}/g"\n[supervisor]\nsocket = "{root}/s"\nzygote = "{root}/z"\n'
+            '[engines.runc]\n[engines.wasmtime]\n[engines.broken]\nkind = "runc"\nbinary = "/nonexistent/runc"\n'
+        )
+        self.router = BusRouter(f"ipc://{root}/state/bus.sock")
+        self.router.on_hello = self.hellos.put_nowait
+        self.router.on_event = lambda sandbox, topic, body: self.events.put_nowait((topic, body))
+
+    def _start(self, *argv: str) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self._processes.append(process)
+        return process
+
+    async def start_zygote(self) -> subprocess.Popen[bytes]:
+        """A zygote that answers."""
+        process = self._start("-m", "kuasar.supervisor.zygote", "--config", str(self.config))
+        await self.until((self.root / "z").exists)
+        return process
+
+    async def start_worker(self) -> tuple[subprocess.Popen[bytes], Hello]:
+        """A worker that has greeted."""
+        process = self._start("-m", "kuasar.workers.main", "--config", str(self.config), "--sandbox", self.sandbox)
+        return process, await asyncio.wait_for(self.hellos.get(), SECONDS)
+
+    async def until(self, condition: Any) -> None:
+        """Wait for a condition of the file system or a process, with a deadline."""
+        deadline = time.monotonic() + SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, f"in vain: {self.tail()}"
+            await asyncio.sleep(0.01)
+
+    async def call(self, op: str, key: str | None = None, **body: Any) -> dict[str, Any]:
+        """A request; keyed unless it only reads."""
+        if key is None:
+            self._keys += 1
+            key = f"k{self._keys}"
+        return await self.router.call(self.sandbox, op, body, key=key, deadline=time.monotonic() + SECONDS)
+
+    async def create(self, **changes: Any) -> None:
+        """``sandbox.create`` of a host-network pod."""
+        pod = {"name": "pod1", "hostname": "pod1", "host_network": True, "cgroup_parent": f"/kuasar-test-{os.getpid()}"}
+        body: dict[str, Any] = {
+            "namespace": "k8s.io",
+            "sandboxer": "kuasar-runc",
+            "engine": "runc",
+            "netns": "",
+            "bundle": "",
+        }
+        await self.call("sandbox.create", **({**body, "config": pod, **changes}))
+
+    def bundle(self, container: str, *args: str, **spec: Any) -> str:
+        """A bundle that runs busybox ``args``."""
+        bundle = self.root / "bundles" / container
+        rootfs = bundle / "image"
+        (rootfs / "bin").mkdir(parents=True)
+        for directory in ("proc", "dev", "sys", "etc", "tmp"):
+            (rootfs / directory).mkdir()
+        shutil.copy(BUSYBOX, rootfs / "bin" / "sh")
+        namespaces = [{"type": name} for name in ("pid", "mount")]
+        config = {
+            "ociVersion": "1.0.2",
+            "process": {"args": ["/bin/sh", *args], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}},
+            "root": {"path": "rootfs"},
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+            ],
+            "linux": {"namespaces": namespaces, "cgroupsPath": f"/kuasar-test-{os.getpid()}/{container}"},
+        }
+        (bundle / "config.json").write_text(json.dumps(config | spec))
+        return str(bundle)
+
+    async def create_container(self, container: str, *args: str, stdout: str = "", **changes: Any) -> dict[str, Any]:
+        """``task.create`` of a container that runs busybox ``args``."""
+        bundle = self.bundle(container, *args)
+        rootfs = [{"type": "bind", "source": f"{bundle}/image", "target": "", "options": ["rbind", "ro"]}]
+        body: dict[str, Any] = {
+            "bundle": bundle,
+            "rootfs": rootfs,
+            "terminal": False,
+            "stdin": "",
+            "stdout": stdout,
+            "stderr": "",
+        }
+        return await self.call("task.create", id=container, **(body | changes))
+
+    def record(self) -> dict[str, Any]:
+        """The sandbox's record as it lies on disk."""
+        data = (self.directory / "sandbox.msgpack").read_bytes()
+        record: dict[str, Any] = msgpack.unpackb(data)
+        return record
+
+    def tail(self) -> str:
+        """The end of the worker's log."""
+        return self.log.read_text(errors="replace")[-3000:] if self.log.exists() else "(no log)"
+
+    async def close(self) -> None:
+        """End what was started, by pid."""
+        await self.router.close()
+        with suppress(FileNotFoundError):
+            pid = self.record().get("machine", {}).get("pid", 0)
+            with suppress(ProcessLookupError):
+                os.kill(pid or 2**22, signal.SIGKILL)
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+
+@asynccontextmanager
+async def rig() -> AsyncIterator[Rig]:
+    """A started rig, without worker and zygote."""
+    with tempfile.TemporaryDirectory(prefix="kw", dir="/run") as root:
+        made = Rig(Path(root))
+        await made.router.start()
+        try:
+            yield made
+        except BaseException:
+            sys.stderr.write(made.tail())
+            raise
+        finally:
+            await made.close()
