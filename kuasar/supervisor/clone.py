@@ -15,7 +15,6 @@ import fcntl
 import os
 import signal
 from collections.abc import Sequence
-from contextlib import suppress
 
 CLONE_PARENT = 0x00008000
 _CLONE_CHILD_CLEARTID = 0x00200000
@@ -26,6 +25,11 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_TID_ADDRESS = 40
 # machine -> (number of clone, position of the child_tid argument): the order of the arguments differs
 _CLONE_CALL = {"x86_64": (56, 3), "aarch64": (220, 4), "riscv64": (220, 4)}
+# what a zygote, or supervisord before it, may have changed; SIGPIPE stays ignored, as in every Python
+_HANDLED = (
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM),
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
+)
 _SPARE_FDS = 256
 _MAX_FD = 1 << 20
 
@@ -92,10 +96,8 @@ def become_own_process(fds: Sequence[int]) -> None:
     """
     os.setsid()
     signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals():
-        if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE):  # Python lives with SIGPIPE ignored
-            with suppress(OSError):  # numbers that libc keeps for itself
-                signal.signal(number, signal.SIG_DFL)
+    for number in _HANDLED:
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     # first out of the way, so that no target overwrites a source that is still needed
