@@ -13,6 +13,7 @@ from supervisor.process import ProcessGroup
 
 from kuasar.core.config import Config
 from kuasar.supervisor.launcher import Launcher
+from kuasar.supervisor.logs import FinishedLogs
 from kuasar.supervisor.worker import Worker, WorkerConfig
 
 NAME = "sandbox"
@@ -25,10 +26,11 @@ SPAWNS_PER_PASS = 8
 class SandboxGroupConfig(ProcessGroupConfig):  # type: ignore[misc]  # supervisor has no types
     """The configuration of the group, which makes it."""
 
-    def __init__(self, options: Any, config: Config, launcher: Launcher) -> None:
+    def __init__(self, options: Any, config: Config, launcher: Launcher, logs: FinishedLogs) -> None:
         super().__init__(options, NAME, PRIORITY, [])
         self.config = config
         self.launcher = launcher
+        self.logs = logs
 
     def make_group(self) -> SandboxGroup:
         """An empty group."""
@@ -50,12 +52,14 @@ class SandboxGroup(ProcessGroup):  # type: ignore[misc]  # supervisor has no typ
         config = WorkerConfig(self.config.options, sandbox, self.config.config, self.config.launcher)
         worker = self.processes[sandbox] = config.make_process(self)
         self.config.process_configs.append(config)
+        self.config.logs.started(sandbox)
         return worker
 
     def forget(self, worker: Worker) -> None:
         """Drop a worker that does not run; harmless when it is dropped already."""
         if self.processes.get(worker.sandbox) is worker:
             del self.processes[worker.sandbox]
+            self.config.logs.finished(worker.sandbox)
             self.config.process_configs[:] = [
                 known for known in self.config.process_configs if known is not worker.config
             ]

@@ -25,6 +25,7 @@ from kuasar.core.ids import require_id
 from kuasar.supervisor.clone import become_subreaper
 from kuasar.supervisor.group import NAME, SandboxGroup, SandboxGroupConfig
 from kuasar.supervisor.launcher import Launcher
+from kuasar.supervisor.logs import FinishedLogs
 from kuasar.supervisor.loop import WakingPoller, make_deadlines, make_diff, make_fork, make_reaper
 from kuasar.supervisor.records import find_recorded
 from kuasar.supervisor.worker import Worker
@@ -47,11 +48,12 @@ class KuasarInterface:
             raise ValueError(f"the configuration file defines a group or program {NAME!r}, which is the plugin's own")
         for directory in (config.sandboxes_dir, config.sandbox_log_dir):
             os.makedirs(directory, mode=0o700, exist_ok=True)
-        self._group_config = SandboxGroupConfig(
-            self._options, config, launcher or Launcher(config, self._options.logger)
-        )
+        wanted = list(find_recorded(config))
+        logs = FinishedLogs(config.sandbox_log_dir, wanted)
+        launcher = launcher or Launcher(config, self._options.logger)
+        self._group_config = SandboxGroupConfig(self._options, config, launcher, logs)
         self._attach()
-        self._replay()
+        self._replay(wanted)
 
     def _attach(self) -> None:
         supervisord, options = self._supervisord, self._options
@@ -69,10 +71,9 @@ class KuasarInterface:
         group: SandboxGroup = self._supervisord.process_groups[NAME]
         return group
 
-    def _replay(self) -> None:
+    def _replay(self, sandboxes: list[str]) -> None:
         group = self._group()
         has_zygote = any(ZYGOTE in other.processes for other in self._supervisord.process_groups.values())
-        sandboxes = list(find_recorded(self._config))
         for sandbox in sandboxes:
             group.add(sandbox).hold(HOLD_SECONDS if has_zygote else 0.0, "waiting for the zygote")
         if sandboxes:

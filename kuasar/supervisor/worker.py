@@ -176,7 +176,7 @@ class Worker(Subprocess):  # type: ignore[misc]  # supervisor has no types
         self._started = time.monotonic()
         pid: int | None = super().spawn()
         if pid:
-            self.transition()  # STARTING -> RUNNING, now rather than in the next pass
+            self.change_state(ProcessStates.RUNNING)  # there is no start-up time; the policy looks at how long it lived
         return pid
 
     def fork(self, exec_fork: Any) -> int:

@@ -48,7 +48,9 @@ ANNOUNCEMENT = b"<!--XSUPERVISOR:BEGIN-->kuasar-zygote ready<!--XSUPERVISOR:END-
 COMMIT_SECONDS = 10.0
 """How long a clone waits for its go byte; a requester that is gone is noticed at once by end of file."""
 _REQUEST_SECONDS = 2.0
-_MAX_CONNECTIONS = 64
+_MAX_CONNECTIONS = 256
+"""That have not sent their request yet."""
+_BACKLOG = 1024
 _EXIT_FAILED = 70  # EX_SOFTWARE
 _PEER = struct.Struct("3i")  # pid, uid, gid
 _ALWAYS_PRELOADED = ("msgpack", "zmq")
@@ -258,7 +260,7 @@ def _listen(path: str) -> socket.socket:
         listener.bind(path)
     finally:
         os.umask(before)
-    listener.listen(_MAX_CONNECTIONS)
+    listener.listen(_BACKLOG)
     listener.setblocking(False)
     return listener
 

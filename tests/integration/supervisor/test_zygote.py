@@ -246,13 +246,13 @@ def test_silent_and_vanishing_requesters_block_nobody(
 ) -> None:
     with ExitStack() as stack:
         silent = []
-        for _ in range(70):
+        for _ in range(260):
             connection = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
             connection.settimeout(PATIENCE)
             connection.connect(config.supervisor.zygote)
             silent.append(connection)
         answers = [zygote_wire.decode_reply(connection.recv(8192)) for connection in silent]
-    assert any("64 connections wait already" in str(answer) for answer in answers)
+    assert any("256 connections wait already" in str(answer) for answer in answers)
     assert any("no request within 2 s" in str(answer) for answer in answers)
     for _ in range(10):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
