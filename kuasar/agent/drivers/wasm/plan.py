@@ -36,6 +36,8 @@ _RLIMITS = frozenset(
     )
 )
 _MAX_ID = 2**32 - 2
+_THREADS = 8
+"""The engine reads files and standard input in threads (five were seen); without them a module hangs, not fails."""
 _RUNTIME_BYTES = 4 * 1024 * 1024
 """What the process needs of its cgroup beside the module's memory: the interpreter's and the engine's own pages."""
 
@@ -125,6 +127,7 @@ def plan(rootfs: str, spec: Mapping[str, Any]) -> Plan:
     cwd = _absolute(_string(process, "cwd", "process.cwd") or "/", "process.cwd")
     uid = _integer(user, "uid", "process.user.uid", 0, _MAX_ID) or 0
     limit = _integer(memory, "limit", "linux.resources.memory.limit", -1)
+    _check_threads(_map(resources, "pids", "linux.resources.pids"))
     module, argv = _module_and_arguments(_strings(process, "args", "process.args"))
     return Plan(
         rootfs=rootfs,
@@ -188,6 +191,14 @@ def _module_and_arguments(args: list[str]) -> tuple[str, tuple[str, ...]]:
         raise InvalidArgument("process.args: empty; its first entry names the module", field="process.args")
     first = next((n for n, arg in enumerate(args) if arg.endswith(".wasm")), 0)
     return args[first], tuple(args[first:])
+
+
+def _check_threads(pids: Mapping[str, Any]) -> None:
+    field = "linux.resources.pids.limit"
+    limit = _integer(pids, "limit", field, -1)
+    if limit is not None and 0 < limit < _THREADS:
+        words = f"{field}: {limit} is too small, the engine of a WebAssembly container needs {_THREADS} threads"
+        raise InvalidArgument(words, field=field)
 
 
 def _variable(text: str, number: int) -> tuple[str, str]:

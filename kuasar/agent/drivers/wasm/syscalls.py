@@ -129,3 +129,17 @@ def file_system_type(file: int | str) -> int:
     else:
         _checked(_libc.statfs(os.fsencode(file), buffer), file)
     return int(buffer[0])
+
+
+def set_command_line(name: str, arguments: bytes) -> None:
+    """What ps shows of this process: its short name, and as much of ``arguments`` as its first ones had room for.
+
+    Needs /proc.
+    """
+    prctl(PR_SET_NAME, os.fsencode(name))
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start, arg_end
+    if start and end > start:
+        ctypes.memset(start, 0, end - start)
+        ctypes.memmove(start, arguments, min(len(arguments), end - start - 1))
