@@ -3,7 +3,7 @@
 The process is made by ``create`` and waits, with its module compiled and its surroundings ready, for ``start``'s byte
 (``wasm/process.py``). It is an ordinary child: signals have their default effect, so that a kill ends a busy loop at
 once, and its exit code is the module's. The driver holds of it the channel until it is started, and the cgroup until it
-is deleted. Nothing of wasmtime is touched in the agent itself.
+is deleted. In the agent itself wasmtime is imported, not used.
 """
 
 from __future__ import annotations

@@ -69,9 +69,9 @@ class Container:
 class Agent:
     """The double of the agent, and everything made through it."""
 
-    def __init__(self, cache_dir: str, *words: str) -> None:
+    def __init__(self, cache_dir: str) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        argv = [sys.executable, "-m", "tests.integration.agent_wasm.harness", str(theirs.fileno()), cache_dir, *words]
+        argv = [sys.executable, "-m", "tests.integration.agent_wasm.harness", str(theirs.fileno()), cache_dir]
         self.process = subprocess.Popen(argv, pass_fds=[theirs.fileno()])
         theirs.close()
         ours.settimeout(60)
@@ -126,7 +126,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def double(cache_dir: str) -> Iterator[Agent]:
     """An agent's double for all tests of a module."""
-    agent = Agent(cache_dir, "preload")
+    agent = Agent(cache_dir)
     yield agent
     agent.close()
 

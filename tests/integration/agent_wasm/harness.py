@@ -1,13 +1,12 @@
 """A process that plays the agent for the driver: one loop, one driver, its children reaped as the agent does.
 
-``python -m tests.integration.agent_wasm.harness FD CACHE_DIR [preload]``: FD is a SOCK_SEQPACKET socket that carries
+``python -m tests.integration.agent_wasm.harness FD CACHE_DIR``: FD is a SOCK_SEQPACKET socket that carries
 msgpack requests ``[verb, arguments]``, with standard descriptors beside those of ``create``, and replies
 ``{"value": …}`` or ``{"error": …}``; a terminal's master comes back beside the reply. EOF ends it, and its children.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import socket
@@ -107,12 +106,10 @@ class Harness:
 
 def main() -> None:
     """Become the agent's double."""
-    fd, cache_dir, *rest = sys.argv[1:]
+    fd, cache_dir = sys.argv[1:]
     syscalls.prctl(_PR_SET_CHILD_SUBREAPER, 1)  # as PID 1 of a pod, the agent gets all orphans
     syscalls.unshare(syscalls.CLONE_NEWNS)  # as the agent's: mounts of a container appear nowhere else
     syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
-    if "preload" in rest:
-        importlib.import_module("kuasar.agent.drivers.wasm.engine")
     with socket.socket(fileno=int(fd)) as channel:
         Harness(channel, cache_dir).run()
 

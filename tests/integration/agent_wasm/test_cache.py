@@ -26,7 +26,7 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cold(cache: Path) -> Iterator[Agent]:
-    """A double with an empty cache, and nothing imported before it forks."""
+    """A double with an empty cache."""
     agent = Agent(str(cache))
     yield agent
     agent.close()

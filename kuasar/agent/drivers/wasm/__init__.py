@@ -2,5 +2,5 @@
 
 ``plan`` reads the specification; ``process`` is what the forked child does, step by step; ``syscalls``, ``rootfs`` and
 ``privileges`` are its surroundings; ``modules`` and ``digests`` are the cache on disk; ``engine`` is all that knows
-wasmtime. Only the child uses ``engine``: running a module starts threads, and the agent has none.
+wasmtime. The agent imports it but only the child uses it: running a module starts threads, and the agent has none.
 """

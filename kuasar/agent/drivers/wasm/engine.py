@@ -1,9 +1,8 @@
 """All that knows wasmtime: the engine's settings, compiling, linking, the WASI surroundings, the run.
 
-Importing it starts no threads, so that whoever forks agents may do it once for all; everything else happens in a
-container's process only. Exit codes: what the module gives to ``proc_exit`` (its low 8 bits, as the kernel has it), 0
-if ``_start`` returns, 134 for a trap (as of the ``wasmtime`` command), 126 if it could not be instantiated. The words
-for the last two go to standard error.
+Importing it starts no threads; everything else happens in a container's process only. Exit codes: what the module
+gives to ``proc_exit`` (its low 8 bits, as the kernel has it), 0 if ``_start`` returns, 134 for a trap (as of the
+``wasmtime`` command), 126 if it could not be instantiated. The words for the last two go to standard error.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@
     anything fails before ready -> error to the agent -> exit
     the agent's end closed before the start byte -> exit
 
-The channel is a SOCK_SEQPACKET pair: one msgpack message up (nil, or an error's wire form), one byte down. The agent
-itself never touches wasmtime, but a process that imports ``wasm/engine.py`` before it forks agents saves each container
-75 ms.
+The channel is a SOCK_SEQPACKET pair: one msgpack message up (nil, or an error's wire form), one byte down. Importing
+this module imports wasmtime (75 ms, no threads), so that no container has to: neither its agent's, nor, when the zygote
+has it in its list, any.
 """
 
 from __future__ import annotations
@@ -20,15 +20,13 @@ import os
 import signal
 import termios
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from types import ModuleType
 from typing import NoReturn
 
 import msgpack
 
+from kuasar.agent.drivers.wasm import engine, privileges, rootfs
 from kuasar.agent.drivers.wasm import plan as plans
-from kuasar.agent.drivers.wasm import privileges, rootfs
 from kuasar.agent.drivers.wasm import syscalls as sys
 from kuasar.core import cgroup
 from kuasar.core.errors import BackendFailed, InvalidArgument, wrap
@@ -37,6 +35,8 @@ START = b"s"
 MAX_MESSAGE = 64 * 1024
 _CHANNEL = 3
 _EXIT_FAILED = 1
+_HANDLED = frozenset(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
+"""Whatever Python or the agent may have handled or ignored; the real-time signals they leave alone."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,6 @@ def _prepare(launch: Launch) -> Callable[[], int]:
     plan = launch.plan
     # Threads are made by the engine when the module runs; one serves it, whatever the number of processors.
     os.environ["TOKIO_WORKER_THREADS"] = "1"
-    engine = _import_engine()
     rootfs.build(plan)
     fd, name = rootfs.open_module(plan)
     sys.set_command_line(os.path.basename(name), "\0".join(plan.argv).encode())
@@ -107,14 +106,6 @@ def _prepare(launch: Launch) -> Callable[[], int]:
     program.prepare(plan, _accessible(plan))
     run: Callable[[], int] = program.run
     return run
-
-
-def _import_engine() -> ModuleType:
-    try:
-        from kuasar.agent.drivers.wasm import engine
-    except ImportError as exc:
-        raise BackendFailed(f"the Python package wasmtime cannot be used: {exc}") from exc
-    return engine
 
 
 def _accessible(plan: plans.Plan) -> list[plans.Preopen]:
@@ -137,9 +128,8 @@ def _accessible(plan: plans.Plan) -> list[plans.Preopen]:
 def _reset_signals() -> None:
     """Default dispositions, nothing blocked. SIGPIPE stays ignored: WASI reports a broken pipe as an error."""
     signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        with suppress(OSError):
-            signal.signal(number, signal.SIG_DFL)
+    for number in _HANDLED:
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
