@@ -149,7 +149,9 @@ class Daemon:
 class Stack:
     """Configuration, control socket, supervisord and client, all below ``directory`` (short: sockets live there)."""
 
-    def __init__(self, directory: str, zygote: bool = True) -> None:
+    daemon: Daemon
+
+    def __init__(self, directory: str, zygote: bool = True, daemon: bool = True) -> None:
         self.directory = directory
         toml = f"{directory}/kuasar.toml"
         Path(toml).write_text(
@@ -175,8 +177,8 @@ class Stack:
         self.control = Control(control_path(self.config))
         self.client = SupervisorClient(self.config.supervisor.socket)
         self.zygote = zygote
-        self.daemon = Daemon(self.conf)
-        self.wait_up()
+        if daemon:
+            self.restart()
 
     def wait_up(self) -> None:
         """Until supervisord serves and (if there is one) the zygote listens."""
@@ -185,7 +187,7 @@ class Stack:
             self.daemon.wait_line("zygote announced itself")
 
     def restart(self) -> None:
-        """Another supervisord, after the one before has ended."""
+        """A supervisord, after the one before has ended."""
         self.daemon = Daemon(self.conf)
         self.wait_up()
 
@@ -230,7 +232,8 @@ class Stack:
 
     def close(self) -> None:
         self.client.close()
-        self.daemon.stop()
+        if hasattr(self, "daemon"):
+            self.daemon.stop()
         self.control.close()
 
 

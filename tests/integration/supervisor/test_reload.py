@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from kuasar.core.errors import NotFound
-from tests.integration.supervisor.stack import Stack
+from tests.integration.supervisor.stack import ROOT, Stack, wait_pidfd
 
 
 def test_reread_and_update_leave_the_workers_alone(stack: Stack) -> None:
@@ -87,4 +90,21 @@ def test_without_a_zygote_the_replay_executes(directory: str, no_leaks: None) ->
         os.kill(stack.daemon.process.pid, 9)
         peer.wait_end()  # executed ones die with supervisord, too
     finally:
+        stack.close()
+
+
+def test_supervisord_as_a_daemon(directory: str, no_leaks: None) -> None:
+    stack = Stack(directory, daemon=False)
+    subprocess.run([sys.executable, "-m", "supervisor.supervisord", "-c", stack.conf], cwd=ROOT, check=True)
+    try:
+        daemon = int(stack.ctl("pid"))
+        peer = stack.add("d")  # the first by exec or zygote, whichever is ready
+        assert peer.facts["ppid"] == daemon
+        assert int(peer.ask("orphan")) == daemon  # a subreaper still, after the fork that made it a daemon
+        os.kill(peer.pid, signal.SIGKILL)
+        assert stack.control.next("d").facts["ppid"] == daemon
+    finally:
+        pidfd = os.pidfd_open(daemon)
+        stack.ctl("shutdown")
+        wait_pidfd(pidfd)
         stack.close()
