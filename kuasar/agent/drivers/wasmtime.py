@@ -26,7 +26,7 @@ from kuasar.agent.drivers.wasm import process
 from kuasar.agent.drivers.wasm.plan import Plan, plan
 from kuasar.core import cgroup
 from kuasar.core.aio import Loop
-from kuasar.core.errors import AlreadyExists, BackendFailed, NotFound, Unimplemented, WrongState, from_wire
+from kuasar.core.errors import AlreadyExists, BackendFailed, NotFound, Unimplemented, WrongState, from_wire, wrap
 from kuasar.core.process import send_signal
 
 NO_EXEC = (
@@ -68,8 +68,10 @@ class WasmtimeDriver:
                 cgroup.create(container.cgroup)
                 cgroup.apply(container.cgroup, planned.resources)
             started = await self._make_process(container, planned, stdio, deadline)
-        except BaseException:
+        except BaseException as exc:
             await self._remove_cgroup(container)
+            if isinstance(exc, OSError):
+                raise wrap(exc, "cannot make the container's process") from exc
             raise
         self._containers[setup.id] = container
         return started
@@ -83,7 +85,7 @@ class WasmtimeDriver:
             container.channel = None
             try:
                 channel.send(process.START)
-            except BrokenPipeError as exc:
+            except ConnectionError as exc:
                 raise BackendFailed(f"the process of container {container_id} ended before it was started") from exc
 
     async def exec(

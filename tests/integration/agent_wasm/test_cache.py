@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kuasar.agent.drivers.wasm import syscalls
 from kuasar.core.errors import DeadlineExceeded
 from tests.integration.agent_wasm.conftest import Agent, spec, write
 from tests.wasm import large, module
@@ -71,6 +72,19 @@ def test_without_a_usable_cache_modules_run_all_the_same(rootfs: str) -> None:
     agent = Agent("/proc/no/cache")
     assert agent.create(rootfs, spec("/hello.wasm")).run() == GREETING
     agent.close()
+
+
+def test_a_full_disk_does_not_keep_modules_from_running(tmp_path: Path, rootfs: str) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    syscalls.mount("tmpfs", str(full), "tmpfs", 0, "size=8k")
+    try:
+        agent = Agent(str(full / "cache"))
+        assert agent.create(rootfs, spec("/hello.wasm")).run() == GREETING
+        agent.close()
+        assert not list(full.glob("cache/*/*.*"))
+    finally:
+        syscalls.unmount(str(full), 0)
 
 
 def test_a_changed_module_is_compiled_anew(cold: Agent, rootfs: str) -> None:

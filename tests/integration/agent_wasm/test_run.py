@@ -9,7 +9,15 @@ import time
 
 import pytest
 
-from kuasar.core.errors import AlreadyExists, BackendFailed, DeadlineExceeded, InvalidArgument, NotFound, Unimplemented
+from kuasar.core.errors import (
+    AlreadyExists,
+    BackendFailed,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    Unimplemented,
+    WrongState,
+)
 from tests.integration.agent_wasm.conftest import Agent, spec, write
 
 pytestmark = pytest.mark.root
@@ -162,6 +170,22 @@ def test_names(agent: Agent, rootfs: str) -> None:
         agent.call("start", "nobody")
     agent.call("delete", "nobody")
     assert container.run()[0] == 0
+
+
+def test_a_container_is_started_once(agent: Agent, rootfs: str) -> None:
+    container = agent.create(rootfs, spec("/hello.wasm"))
+    assert container.run()[0] == 0
+    with pytest.raises(WrongState) as caught:
+        container.start()
+    assert (caught.value.seen, caught.value.needed) == ("running", "created")
+
+
+def test_a_process_that_was_killed_before_its_start(agent: Agent, rootfs: str) -> None:
+    container = agent.create(rootfs, spec("/hello.wasm"))
+    os.kill(container.pid, signal.SIGKILL)
+    assert container.wait() == 128 + signal.SIGKILL
+    with pytest.raises(BackendFailed, match="ended before it was started"):
+        container.start()
 
 
 def test_exec_says_what_to_do_instead(agent: Agent, rootfs: str) -> None:

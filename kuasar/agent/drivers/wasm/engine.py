@@ -10,16 +10,18 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import signal
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
+import msgpack
 import wasmtime
 
 from kuasar.agent.drivers.wasm import privileges
 from kuasar.agent.drivers.wasm.modules import ModuleCache
 from kuasar.agent.drivers.wasm.plan import Plan, Preopen
 from kuasar.core.errors import BackendFailed, InvalidArgument, ResourceExhausted
+from kuasar.core.spawn import Exit
 
 EXIT_TRAP = 134
 EXIT_NOT_STARTED = 126
@@ -33,6 +35,7 @@ _MAGIC = b"\0asm"
 _CORE_MODULE = b"\1\0\0\0"
 _COMPONENT = b"\x0d\0\1\0"
 _NEAR_LIMIT = 0.9
+_MAX_WORDS = 2048
 
 
 class Program:
@@ -51,7 +54,7 @@ class Program:
             self._linked = linker.instantiate_pre(module)
         except wasmtime.WasmtimeError as exc:
             raise BackendFailed(
-                f"{name}: {_first_line(exc)} (a container has the functions of wasi_snapshot_preview1, nothing else)"
+                f"{name}: {_one_line(exc)} (a container has the functions of wasi_snapshot_preview1, nothing else)"
             ) from exc
         start = next((export.type for export in module.exports if export.name == "_start"), None)
         if not isinstance(start, wasmtime.FuncType) or start.params or start.results:
@@ -190,40 +193,51 @@ def _map(engine: wasmtime.Engine, fd: int) -> wasmtime.Module:
     try:
         return wasmtime.Module.deserialize_file(engine, f"/proc/self/fd/{fd}")
     except wasmtime.WasmtimeError as exc:
-        raise BackendFailed(f"the engine does not accept what it compiled: {_first_line(exc)}") from exc
+        raise BackendFailed(f"the engine does not accept what it compiled: {_one_line(exc)}") from exc
 
 
 def _compile_apart(module_fd: int, compiled_fd: int, name: str) -> None:
-    """Compile in a process of its own: its threads must not be ours, its memory ends with it, it needs no rights."""
+    """Compile in a process of its own: its threads must not be ours, its memory ends with it, it needs no rights.
+
+    Raises :class:`BackendFailed` with the compiler's words, ``OSError`` if the result cannot be written.
+    """
     receive, send = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
-        words = b"compiler failed"
+        answer: dict[str, Any] = {"words": "failed"}
         try:
             os.close(receive)
-            _compile(module_fd, compiled_fd)
-            words = b""
-        except BaseException as exc:  # nothing may return into the caller's frames
-            words = _first_line(exc).encode(errors="replace") or words
-        finally:
-            os.write(send, words[:4096])
-            os._exit(1 if words else 0)
+            answer = _compile(module_fd, compiled_fd)
+        finally:  # nothing may return into the caller's frames
+            os.write(send, msgpack.packb(answer))
+            os._exit(0)
     os.close(send)
     with open(receive, "rb") as file:
-        words = file.read()
+        message = file.read()
     status = os.waitpid(pid, 0)[1]
-    if os.WIFSIGNALED(status):
-        raise BackendFailed(f"{name}: the compiler was killed by {signal.Signals(os.WTERMSIG(status)).name}")
-    if status:
-        raise BackendFailed(f"{name}: {words.decode(errors='replace')}")
+    if os.WIFSIGNALED(status) or not message:
+        raise BackendFailed(f"{name}: the compiler {Exit.from_wait_status(status).words}")
+    answer = msgpack.unpackb(message)
+    if "errno" in answer:
+        raise OSError(answer["errno"], os.strerror(answer["errno"]))
+    if "words" in answer:
+        raise BackendFailed(f"{name}: {answer['words']}")
 
 
-def _compile(module_fd: int, compiled_fd: int) -> None:
+def _compile(module_fd: int, compiled_fd: int) -> dict[str, Any]:
+    """The compiler's process: an empty answer, the ``words`` of the engine, or the ``errno`` of writing the result."""
     privileges.become_nobody()
     wasm = os.pread(module_fd, MAX_MODULE_BYTES, 0)
-    compiled = memoryview(wasmtime.Module(_new_engine(parallel=True), wasm).serialize())
-    while compiled:
-        compiled = compiled[os.write(compiled_fd, compiled) :]
+    try:
+        compiled = memoryview(wasmtime.Module(_new_engine(parallel=True), wasm).serialize())
+    except wasmtime.WasmtimeError as exc:
+        return {"words": _one_line(exc)[:_MAX_WORDS]}
+    try:
+        while compiled:
+            compiled = compiled[os.write(compiled_fd, compiled) :]
+    except OSError as exc:
+        return {"errno": exc.errno}
+    return {}
 
 
 def _complain(words: str) -> None:
@@ -232,7 +246,7 @@ def _complain(words: str) -> None:
         os.write(2, f"kuasar: {words.rstrip()}\n".encode(errors="replace"))
 
 
-def _first_line(exc: BaseException) -> str:
+def _one_line(exc: BaseException) -> str:
     """An error of the engine as one line: it stacks causes below each other."""
     lines = [line.strip() for line in str(exc).splitlines()]
     return " ".join(line for line in lines if line)
