@@ -1,0 +1,205 @@
+"""`make bench`: measures our handlers and containerd's shim in one run and writes bench-results/<time>/.
+
+Exit code 0 when everything ran, whatever the numbers say: the report judges them, the exit code does not. 1 when a
+section failed to run, 2 for a wrong command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from tests.bench import containers, memory, pods, report, supervision
+from tests.bench.metrics import Who
+from tests.bench.node import Node
+from tests.bench.plan import FULL, QUICK, Plan
+from tests.bench.results import Results
+from tests.bench.under_test import existing, own_stack
+
+_ROOT = Path(__file__).parents[2]
+_WIDTH = 150
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the run. ``work`` is given what to call after each round."""
+
+    name: str
+    title: str
+    total: int
+    work: Callable[[pods.Tick], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    arguments = _arguments(argv)
+    plan = QUICK if arguments.quick else FULL
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+    results = Results()
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        under_test = stack.enter_context(
+            existing(arguments.containerd, arguments.image, arguments.wasm_image)
+            if arguments.containerd
+            else own_stack(console)
+        )
+        named: dict[Who, str] = {"ours": arguments.ours, "shim": arguments.shim, "wasm": arguments.wasm}
+        handlers = {who: handler for who, handler in named.items() if handler}
+        node = stack.enter_context(Node(under_test, handlers))
+        results.facts = _facts(node, plan, handlers)
+        _run(_sections(node, results, plan), arguments.only, results, console)
+    results.facts["took"] = f"{time.monotonic() - started:.0f} s"
+    results.facts["load average at the end"] = _load()
+    directory = arguments.output or str(_ROOT / "bench-results" / time.strftime("%Y%m%d-%H%M%S"))
+    report.write(results, directory)
+    report.show(results, console)
+    console.print(f"written: {directory}", highlight=False)
+    return 1 if results.problems else 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench", description="Measure ours against containerd's shim."
+    )
+    quick = os.environ.get("QUICK", "") not in ("", "0")
+    parser.add_argument("--quick", action="store_true", default=quick, help="fewer rounds, under 90 s (or QUICK=1)")
+    parser.add_argument(
+        "--only", metavar="NAME", action="append", default=[], help="only this section; may be repeated"
+    )
+    parser.add_argument(
+        "--ours", metavar="HANDLER", default="kuasar-runc", help="our runtime handler ('': leave it out)"
+    )
+    parser.add_argument("--shim", metavar="HANDLER", default="runc", help="handler to compare with ('': leave it out)")
+    parser.add_argument(
+        "--wasm", metavar="HANDLER", default="kuasar-wasmtime", help="our Wasm handler ('': leave it out)"
+    )
+    parser.add_argument("--output", metavar="DIR", help="where to write (default: bench-results/<time>)")
+    parser.add_argument("--containerd", metavar="SOCKET", help="a running containerd instead of a stack of our own")
+    parser.add_argument("--image", metavar="REF", default="", help="with --containerd: image with busybox's commands")
+    parser.add_argument(
+        "--wasm-image", metavar="REF", default="", help="with --containerd: Wasm image that echoes its arguments"
+    )
+    return parser.parse_args(argv)
+
+
+def _sections(node: Node, results: Results, plan: Plan) -> list[Section]:
+    pair: tuple[Who, ...] = tuple(who for who in ("ours", "shim") if who in node.handlers)
+    everyone: tuple[Who, ...] = tuple(node.handlers)
+    turns = plan.warmup
+    return [
+        Section(
+            "pods",
+            "empty pods, host network",
+            plan.pods + turns,
+            lambda tick: pods.one_at_a_time(node, results, plan, pair, True, tick),
+        ),
+        Section(
+            "pods-cni",
+            "empty pods, CNI",
+            plan.pods + turns,
+            lambda tick: pods.one_at_a_time(node, results, plan, pair, False, tick),
+        ),
+        Section(
+            "many",
+            "ten pods at once, host network",
+            plan.batches + 1,
+            lambda tick: pods.many_at_once(node, results, plan, pair, True, tick),
+        ),
+        Section(
+            "many-cni",
+            "ten pods at once, CNI",
+            plan.batches + 1,
+            lambda tick: pods.many_at_once(node, results, plan, pair, False, tick),
+        ),
+        Section(
+            "containers",
+            "container, exec, stop",
+            plan.lives + turns,
+            lambda tick: containers.lives(node, results, plan, pair, tick),
+        ),
+        Section(
+            "first-output",
+            "start to first output",
+            plan.outputs + turns,
+            lambda tick: containers.first_output(node, results, plan, everyone, tick),
+        ),
+        Section(
+            "stdout",
+            "stdout into the log",
+            plan.floods,
+            lambda tick: containers.floods(node, results, plan, pair, tick),
+        ),
+        Section(
+            "memory",
+            "memory of idle pods",
+            len(plan.pod_counts) * len(everyone),
+            lambda tick: memory.idle_pods(node, results, plan, everyone, tick),
+        ),
+        Section("workers", "workers and bus", 2, lambda tick: supervision.workers(results, plan, tick)),
+    ]
+
+
+def _run(sections: Sequence[Section], only: Sequence[str], results: Results, console: Console) -> None:
+    """Every section, whatever becomes of the others."""
+    known = [section.name for section in sections]
+    unknown = [name for name in only if name not in known]
+    if unknown:
+        console.print(f"no section {', '.join(unknown)} (there are: {', '.join(known)})", style="red")
+        raise SystemExit(2)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        for section in sections:
+            if only and section.name not in only:
+                continue
+            task = progress.add_task(section.title, total=section.total)
+            began = time.monotonic()
+            try:
+                section.work(lambda task=task: progress.advance(task))  # type: ignore[misc]  # a default binds it
+            except Exception as error:
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                results.problems.append(
+                    f"{section.title}: {type(error).__name__}: {error} ({where.name}:{where.lineno})"
+                )
+                progress.update(task, description=f"{section.title}: failed", refresh=True)
+            finally:
+                results.details.setdefault("seconds", {})[section.name] = round(time.monotonic() - began, 1)
+                progress.stop_task(task)
+
+
+def _facts(node: Node, plan: Plan, handlers: dict[Who, str]) -> dict[str, str]:
+    version = node.cri.version()
+    return {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        "plan": plan.name,
+        "handlers": ", ".join(f"{who}={name}" for who, name in handlers.items()),
+        "containerd": f"{version.runtime_name} {version.runtime_version}",
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "cpus": str(os.cpu_count()),
+        "load average at the start": _load(),
+    }
+
+
+def _load() -> str:
+    return " ".join(f"{load:.2f}" for load in os.getloadavg())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
