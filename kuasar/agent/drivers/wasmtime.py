@@ -24,7 +24,7 @@ import msgpack
 from kuasar.agent.drivers.base import PAUSE, TTY, UPDATE, ContainerSetup, ProcessStdio, Started
 from kuasar.agent.drivers.wasm import process
 from kuasar.agent.drivers.wasm.plan import Plan, plan
-from kuasar.core import cgroup
+from kuasar.core import cgroup, log
 from kuasar.core.aio import Loop
 from kuasar.core.errors import AlreadyExists, BackendFailed, NotFound, Unimplemented, WrongState, from_wire, wrap
 from kuasar.core.process import send_signal
@@ -156,9 +156,11 @@ class WasmtimeDriver:
         message = channel.recv(process.MAX_MESSAGE)
         if not message:
             raise BackendFailed(f"the process that loads {planned.module} died; it may have hit a limit of the pod")
-        error = msgpack.unpackb(message)
-        if error is not None:
-            raise from_wire(error)
+        answer = msgpack.unpackb(message)
+        if "error" in answer:
+            raise from_wire(answer["error"])
+        if answer["note"]:
+            log.warning(answer["note"], module=planned.module)
 
     async def _remove_cgroup(self, container: _Container) -> None:
         if container.cgroup:

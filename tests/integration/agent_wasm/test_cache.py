@@ -74,7 +74,9 @@ def test_without_a_usable_cache_modules_run_all_the_same(rootfs: str) -> None:
     agent.close()
 
 
-def test_a_full_disk_does_not_keep_modules_from_running(tmp_path: Path, rootfs: str) -> None:
+def test_a_full_disk_does_not_keep_modules_from_running(
+    tmp_path: Path, rootfs: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     full = tmp_path / "full"
     full.mkdir()
     syscalls.mount("tmpfs", str(full), "tmpfs", 0, "size=8k")
@@ -83,6 +85,7 @@ def test_a_full_disk_does_not_keep_modules_from_running(tmp_path: Path, rootfs: 
         assert agent.create(rootfs, spec("/hello.wasm")).run() == GREETING
         agent.close()
         assert not list(full.glob("cache/*/*.*"))
+        assert "cannot be used: No space left on device" in capfd.readouterr().err
     finally:
         syscalls.unmount(str(full), 0)
 

@@ -151,6 +151,12 @@ def test_what_cannot_run_is_told_at_create(
     assert words in str(caught.value)
 
 
+def test_a_long_name_is_told_in_part(agent: Agent, rootfs: str) -> None:
+    with pytest.raises((InvalidArgument, BackendFailed), match="cannot read module|no file") as caught:
+        agent.create(rootfs, spec("/" + "x/" * 100_000))
+    assert len(str(caught.value)) < 5000
+
+
 def test_a_missing_root_file_system(agent: Agent, rootfs: str) -> None:
     with pytest.raises(BackendFailed, match="root file system /nowhere"):
         agent.create("/nowhere", spec("/hello.wasm"))

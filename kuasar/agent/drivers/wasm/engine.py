@@ -41,6 +41,9 @@ _MAX_WORDS = 2048
 class Program:
     """A module that is ready to be started: compiled, and all its imports known."""
 
+    note = ""
+    """What the operator should know of how it was loaded; usually nothing."""
+
     def __init__(self, engine: wasmtime.Engine, module: wasmtime.Module, name: str) -> None:
         """Raises :class:`BackendFailed` if the module wants more than WASI preview 1, or is not a command."""
         self._engine = engine
@@ -114,12 +117,13 @@ def load(module_fd: int, name: str, cache_dir: str) -> Program:
     require_module(os.pread(module_fd, 8, 0), os.fstat(module_fd).st_size, name)
     engine = _new_engine(parallel=False)
     try:
-        module = _load_cached(engine, module_fd, name, cache_dir)
-    except OSError:
+        return Program(engine, _load_cached(engine, module_fd, name, cache_dir), name)
+    except OSError as exc:
         with open(os.memfd_create("module", os.MFD_CLOEXEC), "rb") as file:
             _compile_apart(module_fd, file.fileno(), name)
-            module = _map(engine, file.fileno())
-    return Program(engine, module, name)
+            program = Program(engine, _map(engine, file.fileno()), name)
+        program.note = f"the module cache {cache_dir} cannot be used: {exc.strerror}"
+        return program
 
 
 def require_module(head: bytes, size: int, name: str) -> None:

@@ -7,9 +7,9 @@
     anything fails before ready -> error to the agent -> exit
     the agent's end closed before the start byte -> exit
 
-The channel is a SOCK_SEQPACKET pair: one msgpack message up (nil, or an error's wire form), one byte down. Importing
-this module imports wasmtime (75 ms, no threads), so that no container has to: neither its agent's, nor, when the zygote
-has it in its list, any.
+The channel is a SOCK_SEQPACKET pair: one msgpack message up (``{"note"}``, or ``{"error"}`` in its wire form), one byte
+down. Importing this module imports wasmtime (75 ms, no threads), so that no container has to: none of its agent's, and,
+when the zygote has it in its list, none at all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import gc
 import os
 import signal
 import termios
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -33,6 +32,7 @@ from kuasar.core.errors import BackendFailed, InvalidArgument, wrap
 
 START = b"s"
 MAX_MESSAGE = 64 * 1024
+_MAX_WORDS = 4096
 _CHANNEL = 3
 _EXIT_FAILED = 1
 _HANDLED = frozenset(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
@@ -72,21 +72,22 @@ def _main(launch: Launch) -> NoReturn:
         _reset_signals()
         _arrange_descriptors(launch)
         try:
-            run = _prepare(launch)
+            program = _prepare(launch)
         except Exception as exc:
             error = wrap(exc, "cannot make the container's process")
-            os.write(_CHANNEL, msgpack.packb(error.to_wire())[:MAX_MESSAGE])
+            error.message = error.message[:_MAX_WORDS]  # it may quote arguments, which have no bound
+            os.write(_CHANNEL, msgpack.packb({"error": error.to_wire()}))
         else:
-            os.write(_CHANNEL, msgpack.packb(None))
+            os.write(_CHANNEL, msgpack.packb({"note": program.note}))
             started = os.read(_CHANNEL, 1) == START
             os.close(_CHANNEL)
             if started:
-                code = run()
+                code = program.run()
     finally:
         os._exit(code)
 
 
-def _prepare(launch: Launch) -> Callable[[], int]:
+def _prepare(launch: Launch) -> engine.Program:
     """Everything up to, but not including, the first instruction of the module."""
     plan = launch.plan
     # Threads are made by the engine when the module runs; one serves it, whatever the number of processors.
@@ -104,8 +105,7 @@ def _prepare(launch: Launch) -> Callable[[], int]:
     privileges.set_limits(plan)
     privileges.drop(plan)
     program.prepare(plan, _accessible(plan))
-    run: Callable[[], int] = program.run
-    return run
+    return program
 
 
 def _accessible(plan: plans.Plan) -> list[plans.Preopen]:
