@@ -66,13 +66,14 @@ class NamespaceBackend(Backend):
                 os.close(log_fd)
             try:
                 self._take(process.pid)
-                self.host.enter_cgroup(process.pid)
+                # It may run while it is being moved: it starts nothing before it is asked to, which is later.
                 process.commit()
+                await self.host.enter_cgroup(process.pid)
             except BaseException:
                 process.abort()
                 raise
         finally:
-            listener.close()
+            listener.close()  # the agent has its own copy
 
     def _take(self, pid: int) -> None:
         started = start_time(pid)

@@ -11,6 +11,7 @@ from kuasar.core.aio import Loop
 from kuasar.core.config import Config
 from kuasar.core.errors import Unavailable
 from kuasar.core.spawn import Children
+from kuasar.core.threads import in_thread
 from kuasar.supervisor import zygote_client
 
 if TYPE_CHECKING:
@@ -43,8 +44,9 @@ class WorkerHost:
     def released(self, kind: str, name: str) -> None:
         self._sandbox.directory.released(kind, name)
 
-    def enter_cgroup(self, pid: int) -> None:
-        cgroup.enter(self._sandbox.cgroup, pid)
+    async def enter_cgroup(self, pid: int) -> None:
+        path = self._sandbox.cgroup
+        await in_thread(self.loop, lambda: cgroup.enter(path, pid))
 
     def start_agent(self, args: dict[str, Any], listen_fd: int, log_fd: int, flags: int) -> AgentProcess:
         title = f"kuasar-agent {self._sandbox.id}"

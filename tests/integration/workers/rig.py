@@ -105,8 +105,8 @@ class Rig:
         }
         await self.call("sandbox.create", **({**body, "config": pod, **changes}))
 
-    def bundle(self, container: str, *args: str, **spec: Any) -> str:
-        """A bundle that runs busybox ``args``."""
+    def bundle(self, container: str, command: str, **spec: Any) -> str:
+        """A bundle whose process is a shell with ``command``."""
         bundle = self.root / "bundles" / container
         rootfs = bundle / "image"
         (rootfs / "bin").mkdir(parents=True)
@@ -116,7 +116,7 @@ class Rig:
         namespaces = [{"type": name} for name in ("pid", "mount")]
         config = {
             "ociVersion": "1.0.2",
-            "process": {"args": ["/bin/sh", *args], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}},
+            "process": {"args": ["/bin/sh", "-c", command], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}},
             "root": {"path": "rootfs"},
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
@@ -127,9 +127,9 @@ class Rig:
         (bundle / "config.json").write_text(json.dumps(config | spec))
         return str(bundle)
 
-    async def create_container(self, container: str, *args: str, stdout: str = "", **changes: Any) -> dict[str, Any]:
-        """``task.create`` of a container that runs busybox ``args``."""
-        bundle = self.bundle(container, *args)
+    async def create_container(self, container: str, command: str, stdout: str = "", **changes: Any) -> dict[str, Any]:
+        """``task.create`` of a container that runs ``command`` in a shell."""
+        bundle = self.bundle(container, command)
         rootfs = [{"type": "bind", "source": f"{bundle}/image", "target": "", "options": ["rbind", "ro"]}]
         body: dict[str, Any] = {
             "bundle": bundle,
@@ -161,6 +161,15 @@ class Rig:
         for process in self._processes:
             process.kill()
             process.wait()
+        self._remove_cgroups()
+
+    def _remove_cgroups(self) -> None:
+        """The pod's parent cgroup is the rig's, as it would be kubelet's."""
+        parent = f"kuasar-test-{os.getpid()}"
+        for pattern in (f"{parent}/*", parent, f"*/{parent}/*", f"*/{parent}"):
+            for path in Path("/sys/fs/cgroup").glob(pattern):
+                if path.is_dir():
+                    path.rmdir()
 
 
 @asynccontextmanager
