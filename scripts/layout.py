@@ -87,6 +87,11 @@ class Layout:
         return f"kuasar-{self.name}"
 
     @property
+    def cgroup_parent(self) -> str:
+        """For pods whose cgroups shall be attributable to the stack."""
+        return f"/kuasar-{self.name}"
+
+    @property
     def cni_conf_dir(self) -> str:
         """Where containerd looks for the network."""
         return f"{self.run}/cni/net.d"
