@@ -207,6 +207,7 @@ def test_the_process_has_no_more_than_it_needs(agent: Agent, rootfs: str) -> Non
     assert status["Groups"].split() == ["3000"]
     assert {status[f"Cap{which}"] for which in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
     assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
     assert status["SigBlk"] == "0" * 16
     with open(f"/proc/{container.pid}/limits") as file:
         assert "Max open files            50                   60" in file.read()

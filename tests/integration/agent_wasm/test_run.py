@@ -152,7 +152,7 @@ def test_what_cannot_run_is_told_at_create(
 
 
 def test_a_long_name_is_told_in_part(agent: Agent, rootfs: str) -> None:
-    with pytest.raises((InvalidArgument, BackendFailed), match="cannot read module|no file") as caught:
+    with pytest.raises((InvalidArgument, BackendFailed), match=r"cannot read module|no file") as caught:
         agent.create(rootfs, spec("/" + "x/" * 100_000))
     assert len(str(caught.value)) < 5000
 

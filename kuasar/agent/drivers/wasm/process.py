@@ -24,7 +24,7 @@ from typing import NoReturn
 
 import msgpack
 
-from kuasar.agent.drivers.wasm import engine, privileges, rootfs
+from kuasar.agent.drivers.wasm import engine, privileges, rootfs, seccomp
 from kuasar.agent.drivers.wasm import plan as plans
 from kuasar.agent.drivers.wasm import syscalls as sys
 from kuasar.core import cgroup
@@ -104,6 +104,7 @@ def _prepare(launch: Launch) -> engine.Program:
     rootfs.enter(plan)
     privileges.set_limits(plan)
     privileges.drop(plan)
+    seccomp.install()
     program.prepare(plan, _accessible(plan))
     return program
 
