@@ -3,8 +3,8 @@
 A module makes no system calls of its own, so the profile of the specification, written for programs that do, says
 nothing about it. The filter refuses what leads further into the host: other programs and processes, namespaces and
 mounts, sockets (WASI preview 1 has none), tracing, keys, kernel modules, and interfaces known for their bugs.
-Everything else, which the engine may need, stays allowed. Refused calls fail with EPERM; calls by the numbers of another
-architecture kill.
+Everything else, which the engine may need, stays allowed. Refused calls fail with EPERM; calls by the numbers of
+another architecture kill.
 """
 
 from __future__ import annotations
