@@ -26,7 +26,7 @@ _PR_GET_TID_ADDRESS = 40
 # machine -> (number of clone, position of the child_tid argument): the order of the arguments differs
 _CLONE_CALL = {"x86_64": (56, 3), "aarch64": (220, 4), "riscv64": (220, 4)}
 # what a zygote, or supervisord before it, may have changed; SIGPIPE stays ignored, as in every Python
-_HANDLED = (
+HANDLED_SIGNALS = (
     *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM),
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
 )
@@ -96,7 +96,7 @@ def become_own_process(fds: Sequence[int]) -> None:
     """
     os.setsid()
     signal.set_wakeup_fd(-1)
-    for number in _HANDLED:
+    for number in HANDLED_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -6,7 +6,7 @@ Stock supervisord 4.3 is right for a handful of programs that rarely die. For on
   2 s late: :class:`WakingPoller`;
 - its timers tick once a second, its own back-off grows without limit: :func:`make_deadlines`;
 - it calls every orphan it reaps "unknown": :func:`make_reaper`, quiet about the orphans of a subreaper;
-- what it starts survives it when it is killed: :func:`make_fork`;
+- what it starts survives it when it is killed, and may miss a signal that comes early: :func:`make_fork`;
 - ``update`` removes groups that no file knows: :func:`make_diff`.
 
 Each applies to one Supervisor object and ends with it: after ``reload`` there is a new one, and a new plugin.
@@ -24,7 +24,7 @@ from typing import Any
 from supervisor.states import ProcessStates
 
 from kuasar.core.spawn import Exit
-from kuasar.supervisor.clone import set_parent_death_signal
+from kuasar.supervisor.clone import HANDLED_SIGNALS, set_parent_death_signal
 
 LONGEST_BACKOFF = 30
 """Seconds between two attempts at a program of the configuration file that does not stay up (gateway, zygote)."""
@@ -108,15 +108,26 @@ def make_reaper(supervisord: Any) -> Callable[..., None]:
     return reap
 
 
-def make_fork(options: Any) -> Callable[[], int]:
-    """An ``options.fork`` whose child is killed by the kernel when supervisord dies, whatever it goes on to execute."""
+def make_fork() -> Callable[[], int]:
+    """An ``options.fork`` whose child dies with supervisord, whatever it executes, and by the signals it is sent.
+
+    The stock child keeps supervisord's handlers until it executes its program: a SIGTERM that comes before is noted in
+    the child's memory and lost, and the stop takes until the SIGKILL.
+    """
 
     def fork() -> int:
         parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            set_parent_death_signal(parent)
-        return pid
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                for number in HANDLED_SIGNALS:
+                    signal.signal(number, signal.SIG_DFL)
+                set_parent_death_signal(parent)
+            return pid
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     return fork
 

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from kuasar.supervisor import zygote_client
+from kuasar.supervisor.worker import STOP_SECONDS
 from kuasar.supervisor.zygote_wire import CLONE_NEWPID
 from tests.integration.supervisor.stack import PATIENCE, Stack, wait_pidfd
 
@@ -82,3 +83,13 @@ def test_agents_outlive_everything(stack: Stack) -> None:
     finally:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         wait_pidfd(pidfd)
+
+
+def test_a_stop_that_comes_before_the_program_is_executed_is_not_lost(stack: Stack) -> None:
+    stack.ctl("stop", "zygote")
+    started = time.monotonic()
+    for n in range(5):
+        stack.client.add(f"q{n}")
+        stack.client.remove(f"q{n}")
+        stack.daemon.wait_line(f"sandbox:q{n}: the sandbox is gone")
+    assert time.monotonic() - started < STOP_SECONDS  # a lost SIGTERM is made good by the SIGKILL after this time
