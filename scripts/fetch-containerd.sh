@@ -3,6 +3,7 @@
 # Nothing is installed: the programs are run from .kuasar/containerd/usr/bin.
 set -eu
 here=$(dirname "$0")
+# shellcheck source-path=SCRIPTDIR
 . "$here/lib.sh"
 dest=$(realpath "$here/..")/.kuasar/containerd
 

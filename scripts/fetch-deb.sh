@@ -5,6 +5,7 @@
 # mirrors, proxies and certificates are the machine's own; the suite's signature is checked with Debian's archive keyring.
 # Dependencies are not fetched. DEST/.package records what is there; with the same suite and package a second run does nothing.
 set -eu
+# shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
 
 KEYRING=${KEYRING:-/usr/share/keyrings/debian-archive-keyring.gpg}

@@ -2,6 +2,7 @@
 # Installs the Debian packages that the project needs. Idempotent: when all are there it only asks dpkg.
 # Needs root for installing. Used by the Makefile and by CI.
 set -eu
+# shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
 
 # python3-venv: our .venv            runc, crun: containers          containernetworking-plugins, iptables, iproute2: pod networks

@@ -304,7 +304,7 @@ def main() -> int:
     parser.add_argument("action", choices=("start", "stop", "status"))
     parser.add_argument("--containerd", default="", metavar="SOCKET", help="use this containerd instead of our own")
     options = parser.parse_args()
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     stack = Stack(
         Layout(foreign_containerd=options.containerd), lambda text: console.print(f"[bold blue]==>[/] {text}")
     )

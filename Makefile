@@ -1,0 +1,79 @@
+# `make help` explains every target. Everything installed goes into .venv and .kuasar of this checkout, except Debian packages.
+
+PYTHON ?= /usr/bin/python3
+ENGINE ?=
+CONTAINERD ?=
+PYTEST_ARGS ?=
+
+V := .venv/bin
+VENV := .venv/.installed
+SYSTEM := .kuasar/.system
+CONTAINERD_DEB := .kuasar/containerd/.package
+PYTEST := $(V)/python -m pytest $(PYTEST_ARGS)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run start stop status test test-unit test-integration test-e2e check format bench proto install clean
+
+help: ## this text
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: start ## install what is needed, start the stack, run a runc pod and a Wasm pod; CONTAINERD=socket uses another containerd
+	@$(V)/python -m scripts.demo $(if $(CONTAINERD),--containerd $(CONTAINERD))
+
+start: install ## start the stack only
+	@$(V)/python -m scripts.stack start $(if $(CONTAINERD),--containerd $(CONTAINERD))
+
+status: $(VENV) ## what runs
+	@$(V)/python -m scripts.stack status
+
+stop: $(VENV) ## stop the stack with all its pods, and say if anything was left behind
+	@$(V)/python -m scripts.stack stop $(if $(CONTAINERD),--containerd $(CONTAINERD))
+
+test: install ## all tests: unit, integration with real processes, end to end with containerd
+	@$(PYTEST) tests/unit tests/integration tests/e2e; code=$$?; echo $$code >.kuasar/test-exit; exit $$code
+
+test-unit: $(VENV) ## what needs neither root nor containerd
+	@$(PYTEST) tests/unit
+
+test-integration: $(SYSTEM) $(VENV) ## real processes, sockets and namespaces (root)
+	@$(PYTEST) tests/integration
+
+test-e2e: install ## pods through the real containerd (root); ENGINE=name for one engine
+	@ENGINE=$(ENGINE) $(PYTEST) tests/e2e
+
+check: $(VENV) ## format, lint, types, unit tests
+	@$(V)/ruff format --check .
+	@$(V)/ruff check .
+	@$(V)/mypy kuasar tests scripts
+	@$(PYTEST) -q tests/unit
+
+format: $(VENV) ## format the code
+	@$(V)/ruff format .
+	@$(V)/ruff check --fix .
+
+bench: install ## measure our handlers and containerd's own shim; results in bench-results/
+	@$(V)/python -m tests.bench $(BENCH_ARGS)
+
+proto: $(VENV) ## generate the stubs from kuasar/api/protos
+	@$(V)/python scripts/gen_proto.py
+
+install: $(SYSTEM) $(VENV) $(CONTAINERD_DEB) ## Debian packages, .venv and containerd
+
+clean: ## stop the stack and remove .venv, .kuasar and all caches
+	@if [ -e $(VENV) ]; then $(V)/python -m scripts.stack stop; fi
+	@rm -rf .venv .kuasar .mypy_cache .ruff_cache .pytest_cache .hypothesis build ./*.egg-info
+	@find kuasar tests scripts -name __pycache__ -prune -exec rm -rf {} +
+
+# Packages may be removed behind our back, so this is asked each time; it takes 0.1 s.
+.PHONY: $(SYSTEM)
+$(SYSTEM):
+	@scripts/install-system.sh
+
+$(VENV): pyproject.toml scripts/make-venv.sh
+	@scripts/make-venv.sh $(PYTHON)
+	@touch $@
+
+$(CONTAINERD_DEB): scripts/fetch-containerd.sh scripts/fetch-deb.sh
+	@scripts/fetch-containerd.sh
+	@touch $@
