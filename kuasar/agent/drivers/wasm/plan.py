@@ -11,11 +11,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
+from kuasar.agent.drivers.wasm.fields import (
+    get_boolean,
+    get_integer,
+    get_list,
+    get_map,
+    get_string,
+    get_strings,
+    require,
+    require_integer,
+)
 from kuasar.core.errors import InvalidArgument
-
-T = TypeVar("T")
 
 IGNORED_FILE_SYSTEMS = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts"})
 
@@ -118,34 +126,34 @@ class Plan:
 
 def plan(rootfs: str, spec: Mapping[str, Any]) -> Plan:
     """Read ``spec`` for a container whose root file system is mounted at ``rootfs``."""
-    process = _map(spec, "process", "process")
-    user = _map(process, "user", "process.user")
-    linux = _map(spec, "linux", "linux")
-    resources = _map(linux, "resources", "linux.resources")
-    memory = _map(resources, "memory", "linux.resources.memory")
-    env = tuple(_variable(text, n) for n, text in enumerate(_strings(process, "env", "process.env")))
-    cwd = _absolute(_string(process, "cwd", "process.cwd") or "/", "process.cwd")
-    uid = _integer(user, "uid", "process.user.uid", 0, _MAX_ID) or 0
-    limit = _integer(memory, "limit", "linux.resources.memory.limit", -1)
-    _check_threads(_map(resources, "pids", "linux.resources.pids"))
-    module, argv = _module_and_arguments(_strings(process, "args", "process.args"))
+    process = get_map(spec, "process", "process")
+    user = get_map(process, "user", "process.user")
+    linux = get_map(spec, "linux", "linux")
+    resources = get_map(linux, "resources", "linux.resources")
+    memory = get_map(resources, "memory", "linux.resources.memory")
+    env = tuple(_variable(text, n) for n, text in enumerate(get_strings(process, "env", "process.env")))
+    cwd = _absolute(get_string(process, "cwd", "process.cwd") or "/", "process.cwd")
+    uid = get_integer(user, "uid", "process.user.uid", 0, _MAX_ID) or 0
+    limit = get_integer(memory, "limit", "linux.resources.memory.limit", -1)
+    _check_threads(get_map(resources, "pids", "linux.resources.pids"))
+    module, argv = _module_and_arguments(get_strings(process, "args", "process.args"))
     return Plan(
         rootfs=rootfs,
         module=module,
         argv=argv,
         env=env if any(name == "PWD" for name, _ in env) else (*env, ("PWD", cwd)),
         cwd=cwd,
-        read_only=_boolean(_map(spec, "root", "root"), "readonly", "root.readonly"),
+        read_only=get_boolean(get_map(spec, "root", "root"), "readonly", "root.readonly"),
         mounts=_mounts(spec),
         uid=uid,
-        gid=_integer(user, "gid", "process.user.gid", 0, _MAX_ID) or 0,
+        gid=get_integer(user, "gid", "process.user.gid", 0, _MAX_ID) or 0,
         groups=_groups(user),
-        umask=_integer(user, "umask", "process.user.umask", 0, 0o777),
+        umask=get_integer(user, "umask", "process.user.umask", 0, 0o777),
         capabilities=_capabilities(process, uid),
         rlimits=_rlimits(process),
-        oom_score_adj=_integer(process, "oomScoreAdj", "process.oomScoreAdj", -1000, 1000),
+        oom_score_adj=get_integer(process, "oomScoreAdj", "process.oomScoreAdj", -1000, 1000),
         memory_limit=module_memory(limit) if limit is not None and limit > 0 else None,
-        cgroup=_string(linux, "cgroupsPath", "linux.cgroupsPath"),
+        cgroup=get_string(linux, "cgroupsPath", "linux.cgroupsPath"),
         resources=dict(resources),
     )
 
@@ -195,7 +203,7 @@ def _module_and_arguments(args: list[str]) -> tuple[str, tuple[str, ...]]:
 
 def _check_threads(pids: Mapping[str, Any]) -> None:
     field = "linux.resources.pids.limit"
-    limit = _integer(pids, "limit", field, -1)
+    limit = get_integer(pids, "limit", field, -1)
     if limit is not None and 0 < limit < _THREADS:
         words = f"{field}: {limit} is too small, the engine of a WebAssembly container needs {_THREADS} threads"
         raise InvalidArgument(words, field=field)
@@ -211,28 +219,28 @@ def _variable(text: str, number: int) -> tuple[str, str]:
 
 def _capabilities(process: Mapping[str, Any], uid: int) -> int:
     """The mask to keep: what a program executed by that user would have as effective set, as far as WASI can use it."""
-    sets = _map(process, "capabilities", "process.capabilities")
+    sets = get_map(process, "capabilities", "process.capabilities")
     key = "effective" if uid == 0 else "ambient"  # execve leaves another user with the ambient ones only
-    names = _strings(sets, key, f"process.capabilities.{key}")
+    names = get_strings(sets, key, f"process.capabilities.{key}")
     return sum(1 << FILE_CAPABILITIES[name] for name in set(names) if name in FILE_CAPABILITIES)
 
 
 def _groups(user: Mapping[str, Any]) -> tuple[int, ...]:
     field = "process.user.additionalGids"
-    groups = _list(user, "additionalGids", field)
-    return tuple(_checked_integer(value, f"{field}[{n}]", 0, _MAX_ID) for n, value in enumerate(groups))
+    groups = get_list(user, "additionalGids", field)
+    return tuple(require_integer(value, f"{field}[{n}]", 0, _MAX_ID) for n, value in enumerate(groups))
 
 
 def _rlimits(process: Mapping[str, Any]) -> tuple[Rlimit, ...]:
     found = []
-    for n, entry in enumerate(_list(process, "rlimits", "process.rlimits")):
+    for n, entry in enumerate(get_list(process, "rlimits", "process.rlimits")):
         field = f"process.rlimits[{n}]"
-        entry = _checked(entry, dict, field, "a map")
-        name = _string(entry, "type", f"{field}.type")
+        entry = require(entry, dict, field, "a map")
+        name = get_string(entry, "type", f"{field}.type")
         if name not in _RLIMITS:
             raise InvalidArgument(f"{field}.type: {name!r:.100} is no resource limit of Linux", field=f"{field}.type")
-        soft = _integer(entry, "soft", f"{field}.soft", 0, 2**64 - 1) or 0
-        hard = _integer(entry, "hard", f"{field}.hard", 0, 2**64 - 1) or 0
+        soft = get_integer(entry, "soft", f"{field}.soft", 0, 2**64 - 1) or 0
+        hard = get_integer(entry, "hard", f"{field}.hard", 0, 2**64 - 1) or 0
         if soft > hard:
             raise InvalidArgument(f"{field}: soft limit {soft} is above hard limit {hard}", field=field)
         found.append(Rlimit(name, _unlimited(soft), _unlimited(hard)))
@@ -245,18 +253,18 @@ def _unlimited(value: int) -> int:
 
 def _mounts(spec: Mapping[str, Any]) -> tuple[Mount, ...]:
     found = []
-    for n, entry in enumerate(_list(spec, "mounts", "mounts")):
+    for n, entry in enumerate(get_list(spec, "mounts", "mounts")):
         field = f"mounts[{n}]"
-        entry = _checked(entry, dict, field, "a map")
-        options = tuple(_strings(entry, "options", f"{field}.options"))
+        entry = require(entry, dict, field, "a map")
+        options = tuple(get_strings(entry, "options", f"{field}.options"))
         bind = "bind" in options or "rbind" in options
-        kind = "bind" if bind else _string(entry, "type", f"{field}.type")
+        kind = "bind" if bind else get_string(entry, "type", f"{field}.type")
         if kind in IGNORED_FILE_SYSTEMS:
             continue
-        destination = _absolute(_string(entry, "destination", f"{field}.destination"), f"{field}.destination")
+        destination = _absolute(get_string(entry, "destination", f"{field}.destination"), f"{field}.destination")
         if destination == "/":
             raise InvalidArgument(f"{field}.destination: the root itself cannot be mounted over", field=field)
-        source = _string(entry, "source", f"{field}.source")
+        source = get_string(entry, "source", f"{field}.source")
         if bind and not os.path.isabs(source):
             raise InvalidArgument(f"{field}.source: {source!r:.200} is not an absolute path", field=f"{field}.source")
         found.append(Mount(destination, kind, source, options, field))
@@ -267,59 +275,3 @@ def _absolute(path: str, field: str) -> str:
     if not os.path.isabs(path):
         raise InvalidArgument(f"{field}: {path!r:.200} is not an absolute path", field=field)
     return "/" + os.path.normpath(path).lstrip("/")  # normpath keeps a leading double slash
-
-
-# -- total access to decoded JSON ------------------------------------------------------------------------------------
-
-
-def _checked(value: Any, kind: type[T], field: str, words: str) -> T:
-    if type(value) is not kind:
-        raise InvalidArgument(f"{field}: {words} is needed, got {type(value).__name__}", field=field)
-    return value  # exactly of that type
-
-
-def _map(parent: Mapping[str, Any], key: str, field: str) -> dict[str, Any]:
-    value = parent.get(key)
-    return {} if value is None else _checked(value, dict, field, "a map")
-
-
-def _list(parent: Mapping[str, Any], key: str, field: str) -> list[Any]:
-    value = parent.get(key)
-    return [] if value is None else _checked(value, list, field, "a list")
-
-
-def _boolean(parent: Mapping[str, Any], key: str, field: str) -> bool:
-    value = parent.get(key)
-    return False if value is None else _checked(value, bool, field, "true or false")
-
-
-def _string(parent: Mapping[str, Any], key: str, field: str) -> str:
-    value = parent.get(key)
-    return "" if value is None else _checked_string(value, field)
-
-
-def _strings(parent: Mapping[str, Any], key: str, field: str) -> list[str]:
-    return [_checked_string(value, f"{field}[{n}]") for n, value in enumerate(_list(parent, key, field))]
-
-
-def _checked_string(value: Any, field: str) -> str:
-    text = _checked(value, str, field, "a string")
-    if "\0" in text:
-        raise InvalidArgument(f"{field}: contains a NUL character", field=field)
-    try:
-        text.encode()
-    except UnicodeEncodeError as exc:
-        raise InvalidArgument(f"{field}: is not valid Unicode", field=field) from exc
-    return text
-
-
-def _integer(parent: Mapping[str, Any], key: str, field: str, least: int, most: int = 2**63 - 1) -> int | None:
-    value = parent.get(key)
-    return None if value is None else _checked_integer(value, field, least, most)
-
-
-def _checked_integer(value: Any, field: str, least: int, most: int) -> int:
-    number = _checked(value, int, field, "an integer")
-    if not least <= number <= most:
-        raise InvalidArgument(f"{field}: {number} is not between {least} and {most}", field=field)
-    return number
