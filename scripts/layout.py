@@ -142,6 +142,7 @@ cache_dir = {json.dumps(layout.data + "/cache")}
 
 [gateway]
 socket = {json.dumps(layout.gateway_socket)}
+task_socket = {json.dumps(layout.run + "/task.sock")}
 
 [containerd]
 events = {json.dumps(layout.containerd_socket + ".ttrpc")}
@@ -153,11 +154,14 @@ zygote = {json.dumps(layout.run + "/zygote.sock")}
 {layout.settings}"""
 
 
+def _containerd(layout: Layout) -> str:
+    return f"{CONTAINERD_BIN}/containerd --config {layout.run}/containerd.toml"
+
+
 def _containerd_program(layout: Layout) -> str:
     text = f"""\
-; containerd starts after the gateway, so that it finds the containers of before a restart.
 [program:containerd]
-command = {CONTAINERD_BIN}/containerd --config {layout.run}/containerd.toml
+command = {sys.executable} -I -S {CHECKOUT}/scripts/when_listening.py {layout.gateway_socket} {_containerd(layout)}
 environment = PATH="{search_path()}",KUASAR_CONFIG="{layout.config}"
 priority = 950
 startsecs = 1

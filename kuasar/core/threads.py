@@ -1,4 +1,4 @@
-"""One blocking system call beside the loop, for the few that the kernel takes long over and that nothing can replace."""
+"""One blocking system call beside the loop, for the few that the kernel takes long over."""
 
 from __future__ import annotations
 

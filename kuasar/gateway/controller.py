@@ -15,10 +15,10 @@ from kuasar.core import log
 from kuasar.core.config import Config
 from kuasar.core.errors import AlreadyExists, InvalidArgument, NotFound
 from kuasar.core.ids import require_id
+from kuasar.gateway.calls import Call
 from kuasar.gateway.directory import Directory
 from kuasar.gateway.link import Workers
 from kuasar.gateway.pods import pod_spec_of, pod_spec_of_metadata
-from kuasar.gateway.server import Call
 from kuasar.gateway.stats import metrics_any
 from kuasar.gateway.supervision import Supervision
 from kuasar.gateway.times import timestamp
@@ -80,14 +80,9 @@ class ControllerService:
             sandbox_id=sandbox,
             pid=reply["pid"],
             created_at=timestamp(reply["created_at"]),
-            address=self._task_address,
+            address=self._config.gateway.task_address,
             version=_TASK_API_VERSION,
         )
-
-    @property
-    def _task_address(self) -> str:
-        # containerd dials what follows the '+' as a plain path; "grpc+unix://" fails for tasks.
-        return f"grpc+{self._config.gateway.socket}"
 
     async def Platform(self, request: pb.ControllerPlatformRequest, call: Call) -> pb.ControllerPlatformResponse:  # noqa: N802
         """Where containers of this sandbox run: every engine of today runs the host's architecture."""
@@ -129,7 +124,7 @@ class ControllerService:
             info=info,
             created_at=timestamp(reply["created_at"]),
             exited_at=timestamp(reply["exited_at"]),
-            address=self._task_address if ready else "",
+            address=self._config.gateway.task_address if ready else "",
             version=_TASK_API_VERSION if ready else 0,
         )
 

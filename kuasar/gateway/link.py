@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from kuasar.bus.router import BusRouter
-from kuasar.gateway.server import Call
+from kuasar.gateway.calls import Call
 
 DEFAULT_SECONDS = 120.0
 """Deadline of a call whose caller set none, waits excepted: longer than any of kubelet's."""

@@ -13,26 +13,28 @@ import os
 import signal
 import sys
 from contextlib import AsyncExitStack
+from types import ModuleType
 from typing import Any
-
-import grpc.aio
 
 from kuasar import __version__
 from kuasar.api.gen.containerd.sandbox.v1 import controller_pb2
-from kuasar.api.gen.containerd.task.v3 import task_pb2
+from kuasar.api.gen.containerd.task.v2 import task_pb2 as task_v2_pb2
+from kuasar.api.gen.containerd.task.v3 import task_pb2 as task_v3_pb2
 from kuasar.bus.messages import Hello
 from kuasar.bus.router import BusRouter
 from kuasar.core import log
 from kuasar.core.config import Config, ConfigError, load
 from kuasar.core.errors import KuasarError, Unavailable
 from kuasar.gateway.announce import Announcer
+from kuasar.gateway.calls import InFlight, Method, methods_of
 from kuasar.gateway.controller import ControllerService
 from kuasar.gateway.directory import Directory
 from kuasar.gateway.events import EventPublisher
+from kuasar.gateway.grpc_server import make_server
 from kuasar.gateway.link import Workers
-from kuasar.gateway.server import InFlight, handlers_for
 from kuasar.gateway.supervision import Supervision
 from kuasar.gateway.tasks import TaskService
+from kuasar.gateway.ttrpc_server import TtrpcServer
 from kuasar.supervisor.client import SupervisorClient
 
 _STOP_SECONDS = 1.0
@@ -84,19 +86,24 @@ async def _serve(config: Config) -> None:
 
         workers = Workers(router)
         in_flight = InFlight(config.gateway.max_requests_in_flight)
-        server = grpc.aio.server(options=_grpc_options(config))
         controller = ControllerService(config, directory_, workers, supervision)
         tasks = TaskService(config, directory_, workers, announcer)
-        server.add_generic_rpc_handlers(
-            (
-                handlers_for(controller_pb2.DESCRIPTOR.services_by_name["Controller"], controller, in_flight),
-                handlers_for(task_pb2.DESCRIPTOR.services_by_name["Task"], tasks, in_flight),
-            )
-        )
-        _bind(server, config.gateway.socket)
+        controller_methods = _methods(controller_pb2, "Controller", controller, in_flight)
+        # The messages of the Task API are the same in both versions but for their package.
+        task_methods = _methods(task_v3_pb2, "Task", tasks, in_flight) | _methods(task_v2_pb2, "Task", tasks, in_flight)
+        ttrpc = TtrpcServer(config.gateway.task_socket, task_methods)
+        await ttrpc.start()
+        stack.push_async_callback(ttrpc.close)
+        server = make_server(config, controller_methods | task_methods)
         await server.start()
         stack.push_async_callback(server.stop, _STOP_SECONDS)
-        log.info("serving", version=__version__, socket=config.gateway.socket, bus=config.bus_address)
+        log.info(
+            "serving",
+            version=__version__,
+            socket=config.gateway.socket,
+            tasks=config.gateway.task_address,
+            bus=config.bus_address,
+        )
         await stopping.wait()
         log.info("stopping")
 
@@ -125,20 +132,9 @@ def _connect(router: BusRouter, directory: Directory, announcer: Announcer, supe
     router.on_death = look_after
 
 
-def _grpc_options(config: Config) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", config.gateway.max_message_bytes),
-        ("grpc.max_send_message_length", config.gateway.max_message_bytes),
-        ("grpc.so_reuseport", 0),
-    ]
-
-
-def _bind(server: grpc.aio.Server, path: str) -> None:
-    """Take the socket over: what lies there is dead, because we hold its lock."""
-    if os.path.exists(path):
-        os.unlink(path)
-    server.add_insecure_port(f"unix:{path}")
-    os.chmod(path, 0o600)
+def _methods(module: ModuleType, name: str, service: object, in_flight: InFlight) -> dict[str, dict[str, Method]]:
+    description = module.DESCRIPTOR.services_by_name[name]
+    return {description.full_name: methods_of(description, service, in_flight)}
 
 
 def _lock_socket(path: str) -> int:

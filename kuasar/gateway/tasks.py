@@ -20,9 +20,9 @@ from kuasar.core.config import Config
 from kuasar.core.errors import AlreadyExists, InvalidArgument, Unimplemented
 from kuasar.core.ids import require_id
 from kuasar.gateway.announce import Announcer
+from kuasar.gateway.calls import Call
 from kuasar.gateway.directory import Directory, sandbox_of_bundle
 from kuasar.gateway.link import Workers
-from kuasar.gateway.server import Call
 from kuasar.gateway.stats import metrics_any
 from kuasar.gateway.times import timestamp
 

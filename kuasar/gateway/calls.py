@@ -1,0 +1,107 @@
+"""What every transport needs of a call: the service's methods, the caller's namespace and deadline, the limits.
+
+A service is a plain object with ``async def Name(self, request, call) -> response`` for each method of its protobuf
+description; it knows nothing of gRPC or ttrpc. The two transports (``grpc_server.py``, ``ttrpc_server.py``) look
+methods up here and answer errors as ``status.py`` says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from kuasar.core import log
+from kuasar.core.errors import InvalidArgument, KuasarError, ResourceExhausted, wrap
+from kuasar.core.ids import require_id
+
+_OPEN_ENDED = frozenset({"Wait"})
+"""Methods that may stay open as long as a sandbox lives, and so do not count as in flight."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a service knows of the call beside its request."""
+
+    namespace: str
+    """containerd's namespace of the caller."""
+    deadline: float | None
+    """On CLOCK_MONOTONIC; None: the caller waits for ever."""
+
+
+class InFlight:
+    """How many requests are being answered, and how many may be; one for all transports."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.now = 0
+
+    def __enter__(self) -> None:
+        if self.now >= self.limit:
+            raise ResourceExhausted(f"{self.now} requests are in flight, which is the limit; try again")
+        self.now += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.now -= 1
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of a service, with its message classes."""
+
+    name: str
+    """``Service.Method``, for the log."""
+    function: Callable[[Any, Call], Awaitable[Any]]
+    request: type[Message]
+    response: type[Message]
+    in_flight: InFlight
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether it may stay open for as long as a sandbox lives."""
+        return self.name.rpartition(".")[2] in _OPEN_ENDED
+
+    async def __call__(self, request: Any, metadata: Mapping[str, str], key: str, deadline: float | None) -> Any:
+        """Answer one request. ``key`` is the metadata that names the namespace. Raises only :class:`KuasarError`."""
+        started = time.monotonic()
+        try:
+            call = Call(_namespace_of(metadata, key), deadline)
+            if self.open_ended:
+                return await self.function(request, call)
+            with self.in_flight:
+                return await self.function(request, call)
+        except Exception as exc:
+            error = wrap(exc, self.name)
+            if not isinstance(exc, KuasarError):
+                log.error("unexpected error", method=self.name, error=repr(exc))
+            log.info("refused", method=self.name, kind=error.kind, error=error.message)
+            raise error from exc
+        finally:
+            if log.enabled("debug"):
+                log.debug("answered", method=self.name, ms=round((time.monotonic() - started) * 1000, 1))
+
+
+def methods_of(description: ServiceDescriptor, service: object, in_flight: InFlight) -> dict[str, Method]:
+    """The methods of ``service`` by name; it must have a coroutine method for each method of ``description``."""
+    return {
+        method.name: Method(
+            f"{description.name}.{method.name}",
+            getattr(service, method.name),
+            GetMessageClass(method.input_type),
+            GetMessageClass(method.output_type),
+            in_flight,
+        )
+        for method in description.methods
+    }
+
+
+def _namespace_of(metadata: Mapping[str, str], key: str) -> str:
+    namespace = metadata.get(key)
+    if not namespace:
+        raise InvalidArgument(f"metadata {key}: missing", field=key)
+    return require_id(namespace, key)

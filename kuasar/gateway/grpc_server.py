@@ -1,0 +1,69 @@
+"""Services over gRPC: the Sandbox API, and the Task API for those who want it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from kuasar.core.config import Config
+from kuasar.core.errors import KuasarError
+from kuasar.gateway.calls import Method
+from kuasar.gateway.status import code_of
+
+NAMESPACE_KEY = "containerd-namespace"
+_FOREVER_SECONDS = 1e7
+"""gRPC reports a remaining time of years for a caller that set no deadline."""
+
+
+def make_server(config: Config, services: dict[str, dict[str, Method]]) -> grpc.aio.Server:
+    """A server of ``services`` (methods by full service name), bound to the configured socket but not started.
+
+    What lies at the socket's path is dead: the caller holds the gateway's lock.
+    """
+    limit = config.gateway.max_message_bytes
+    options = [
+        ("grpc.max_receive_message_length", limit),
+        ("grpc.max_send_message_length", limit),
+        ("grpc.so_reuseport", 0),
+    ]
+    server = grpc.aio.server(options=options)
+    server.add_generic_rpc_handlers(tuple(_handlers(name, methods) for name, methods in services.items()))
+    path = config.gateway.socket
+    if os.path.exists(path):
+        os.unlink(path)
+    server.add_insecure_port(f"unix:{path}")
+    os.chmod(path, 0o600)
+    return server
+
+
+def _handlers(name: str, methods: dict[str, Method]) -> grpc.GenericRpcHandler:
+    return grpc.method_handlers_generic_handler(
+        name,
+        {
+            method_name: grpc.unary_unary_rpc_method_handler(
+                _handler(method),
+                request_deserializer=method.request.FromString,
+                response_serializer=method.response.SerializeToString,
+            )
+            for method_name, method in methods.items()
+        },
+    )
+
+
+def _handler(method: Method) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        metadata = {str(key): str(value) for key, value in context.invocation_metadata() or ()}
+        remaining = context.time_remaining()
+        endless = remaining is None or remaining > _FOREVER_SECONDS
+        deadline = None if endless else time.monotonic() + (remaining or 0.0)
+        try:
+            return await method(request, metadata, NAMESPACE_KEY, deadline)
+        except KuasarError as exc:
+            await context.abort(code_of(exc), exc.message)
+
+    return handle
