@@ -124,6 +124,8 @@ class Backend(ABC):
 
     kind: ClassVar[str]
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
+    uses_host_cgroups: ClassVar[bool] = False
+    """Whether making a container or an exec moves a process between cgroups of this host."""
 
     def __init__(self, host: Host, settings: Engine) -> None:
         self.host = host

@@ -12,7 +12,7 @@ import socket
 import time
 from abc import abstractmethod
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import Backend, Ended, MachineSpec, Stage
@@ -32,6 +32,7 @@ _KILL_SECONDS = 5.0
 class NamespaceBackend(Backend):
     """Everything of runc and Wasmtime but the choice of the driver."""
 
+    uses_host_cgroups: ClassVar[bool] = True
     _pidfd: int | None = None
     _pid: int = 0
 

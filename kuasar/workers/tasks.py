@@ -16,10 +16,12 @@ from kuasar.backends.base import Ended
 from kuasar.core import cgroup, log
 from kuasar.core.errors import NotFound, Unavailable, WrongState
 from kuasar.core.ids import require_id
+from kuasar.core.threads import in_thread
 from kuasar.workers.sandbox import Sandbox
 from kuasar.workers.spec import add_pod_mounts, cgroups_path, read_spec
 from kuasar.workers.states import State
 
+_MOVING = frozenset({"task.create", "task.exec"})
 KILLED = 137
 """Exit status of a process that died with its machine: 128 + SIGKILL."""
 
@@ -38,6 +40,9 @@ class Tasks:
         require_id(body.get("id"), "id")
         if body.get("exec_id"):
             require_id(body["exec_id"], "exec_id")
+        if op in _MOVING and not self._is_over() and self._sandbox.backend.uses_host_cgroups:
+            # The engine will reach the kernel's wait for a move in some milliseconds; let it pass meanwhile.
+            self._sandbox.loop.spawn(in_thread(self._sandbox.loop, cgroup.prepare), "prepare a move")
         if op == "task.create":
             return await self._create(body, key, deadline)
         if self._is_over():
