@@ -1,0 +1,93 @@
+"""The system calls of the agent that Python 3.11 has no function for. Each raises ``OSError`` with its path.
+
+Numbers above 424 are the same on every architecture; the older calls go through libc.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWNET = 0x40000000
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_SLAVE = 0x80000
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+_MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 429, 430, 431, 432
+_FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
+_MOVE_MOUNT_F_EMPTY_PATH = 4
+_AT_FDCWD = -100
+_ATTRIBUTES = {MS_RDONLY: 0x1, MS_NOSUID: 0x2, MS_NODEV: 0x4, MS_NOEXEC: 0x8}  # MS_* to MOUNT_ATTR_*
+_PR_SET_CHILD_SUBREAPER = 36
+
+# PyDLL: one thread, so there is nobody to hand the interpreter to during a call
+_libc = ctypes.PyDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def _checked(result: int, path: str | None = None) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    return result
+
+
+def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -> None:
+    """mount(2)."""
+    _checked(
+        _libc.mount(
+            os.fsencode(source), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), os.fsencode(data) or None
+        ),
+        target,
+    )
+
+
+def umount(target: str, flags: int = MNT_DETACH | UMOUNT_NOFOLLOW) -> None:
+    """umount2(2); lazily unless told otherwise."""
+    _checked(_libc.umount2(os.fsencode(target), flags), target)
+
+
+def setns(fd: int, kind: int) -> None:
+    """setns(2): move the caller into the namespace behind ``fd``."""
+    _checked(_libc.setns(fd, kind))
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _checked(_libc.unshare(flags))
+
+
+def become_subreaper() -> None:
+    """Orphans among our descendants become our children, as they do for the first process of a pid namespace."""
+    _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+
+
+def mount_by_parameters(kind: str, target: str, flags: int, parameters: list[tuple[str, str | None]]) -> None:
+    """Mount through the file-system context calls: each parameter on its own, so that their sum may exceed a page."""
+    context = _checked(_libc.syscall(_FSOPEN, kind.encode(), _FSOPEN_CLOEXEC), kind)
+    try:
+        for name, value in parameters:
+            command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
+            text = None if value is None else os.fsencode(value)
+            _checked(_libc.syscall(_FSCONFIG, context, command, os.fsencode(name), text, 0), f"{name}={value}")
+        _checked(_libc.syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), target)
+        attributes = sum(attribute for flag, attribute in _ATTRIBUTES.items() if flags & flag)
+        mounted = _checked(_libc.syscall(_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes), target)
+    finally:
+        os.close(context)
+    try:
+        _checked(
+            _libc.syscall(_MOVE_MOUNT, mounted, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH), target
+        )
+    finally:
+        os.close(mounted)

@@ -1,0 +1,176 @@
+"""The agent: PID 1 of a pod's namespaces on the host, later of a guest; the parent of its containers.
+
+:func:`run` is called in a process that is in new mount, uts and mostly pid and ipc namespaces already (a clone of the
+zygote, or ``agent/launch.py``). Everything it mounts and every process it starts goes with it when it dies, in whatever
+way. It survives the worker, the zygote and supervisord.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import kuasar.agent.drivers.oci  # noqa: F401 - the usual driver, warm in the zygote so that no pod waits for its import
+from kuasar.agent import kernel
+from kuasar.agent import setup as pod_setup
+from kuasar.agent.containers import Containers
+from kuasar.agent.drivers.registry import Context, make_driver
+from kuasar.agent.events import EventLog
+from kuasar.agent.pids import Pids
+from kuasar.agent.protocol import VERSION, Hello
+from kuasar.agent.requests import Body
+from kuasar.agent.server import Server
+from kuasar.agent.tasks import Tasks
+from kuasar.core import log
+from kuasar.core.aio import Future, Loop
+from kuasar.core.errors import wrap
+from kuasar.core.spawn import Children
+
+_EXIT_FAILED = 70  # EX_SOFTWARE
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a sandbox's agent is started with."""
+
+    sandbox_id: str
+    directory: str
+    """The sandbox directory; the agent makes ``containers``, ``shm`` and what its driver needs in it."""
+    netns: str
+    """Network namespace to join; empty: the one it is in."""
+    pid_namespace: bool
+    """Whether it is the first process of a pid namespace."""
+    driver: str
+    options: dict[str, Any]
+    log_level: str
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Arguments:
+        """From the map that crossed the process border. Raises :class:`InvalidArgument` naming the field."""
+        body = Body(values)
+        return cls(
+            sandbox_id=body.identifier("sandbox_id"),
+            directory=body.text("directory"),
+            netns=body.text("netns"),
+            pid_namespace=body.flag("pid_namespace"),
+            driver=body.text("driver"),
+            options=body.mapping("options"),
+            log_level=body.text("log_level") or "info",
+        )
+
+
+def run(args: dict[str, Any], listen_fd: int) -> int:
+    """Serve on the listening socket ``listen_fd`` until told to shut down; the exit code of the process."""
+    try:
+        arguments = Arguments.parse(args)
+        log.configure(arguments.log_level, agent=arguments.sandbox_id)
+        host_proc = _enter(arguments)
+        return _serve(arguments, listen_fd, host_proc)
+    except Exception as exc:
+        log.error("the agent cannot go on", error=wrap(exc, "starting the agent"))
+        return _EXIT_FAILED
+
+
+def _enter(arguments: Arguments) -> int:
+    """Finish the process's surroundings; gives a directory descriptor of the host's procfs."""
+    if arguments.netns:
+        try:
+            fd = os.open(arguments.netns, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                kernel.setns(fd, kernel.CLONE_NEWNET)
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            raise wrap(exc, f"cannot join the network namespace {arguments.netns}") from exc
+    # Mounts of the host still arrive (volumes mounted later), ours never leave.
+    kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_SLAVE)
+    host_proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    if arguments.pid_namespace:
+        kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+    else:
+        kernel.become_subreaper()
+    os.umask(0o022)
+    # The first process of a pid namespace gets only signals it has handlers for, any other must not end by accident:
+    # what ends an agent is ``shutdown``, or SIGKILL.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    return host_proc
+
+
+def _serve(arguments: Arguments, listen_fd: int, host_proc: int) -> int:
+    loop = Loop()
+    loop.on_error = lambda what, exc: log.error("unhandled error", what=what, error=f"{type(exc).__name__}: {exc}")
+    listener = socket.socket(fileno=listen_fd)
+    listener.set_inheritable(False)
+    agent = Agent(arguments, loop, listener, Pids(host_proc))
+    log.info("serving", driver=arguments.driver, pid=os.getpid(), host_pid=agent.pids.agent_on_host)
+    loop.run(agent.wait())
+    log.info("the end")
+    return 0
+
+
+class Agent:
+    """Puts the parts together and has the operations that are about the sandbox as a whole."""
+
+    def __init__(self, arguments: Arguments, loop: Loop, listener: socket.socket, pids: Pids) -> None:
+        self._arguments = arguments
+        self._loop = loop
+        self.pids = pids
+        children = Children(loop)
+        context = Context(loop, children, arguments.directory)
+        driver = make_driver(arguments.driver, context, arguments.options)
+        self._events = EventLog()
+        self.containers = Containers(
+            loop, children, driver, pids, self._events, arguments.directory, arguments.sandbox_id
+        )
+        self._shut_down: Future[None] = Future(loop)
+        operations = Tasks(self.containers, pids).operations()
+        operations |= {"setup": self._setup, "shutdown": self._shutdown, "info": self._info}
+        self._server = Server(loop, listener, self._make_hello, self._events, operations)
+
+    async def wait(self) -> None:
+        """Until the agent has been shut down and has said so."""
+        await self._shut_down
+        await self._server.finish()
+
+    def _make_hello(self) -> Hello:
+        driver = self.containers.driver
+        return Hello(
+            VERSION,
+            self._events.instance,
+            self.pids.agent_on_host,
+            driver.name,
+            sorted(driver.capabilities),
+            self.containers.ids,
+        )
+
+    async def _setup(self, body: Body, deadline: float | None) -> dict[str, Any]:
+        pod_setup.set_hostname(body.text("hostname"))
+        pod_setup.set_sysctls(body.mapping("sysctls"), self.pids.same_namespace_as_host)
+        size = body.number("shm_bytes")
+        if size:
+            pod_setup.mount_shm(f"{self._arguments.directory}/shm", size)
+        return {}
+
+    async def _shutdown(self, body: Body, deadline: float | None) -> dict[str, Any]:
+        await self.containers.stop_all(body.seconds("grace"))
+        self._loop.call_soon(self._shut_down.set_result, None)
+        return {}
+
+    async def _info(self, body: Body, deadline: float | None) -> dict[str, Any]:
+        return {"containers": self.containers.ids, "load": list(os.getloadavg()), "memory": _memory()}
+
+
+def _memory() -> dict[str, int]:
+    """Bytes of memory in the machine (in a guest: of the sandbox)."""
+    wanted = {"MemTotal": "total", "MemAvailable": "available", "MemFree": "free"}
+    found = {}
+    with open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if name in wanted:
+                found[wanted[name]] = int(value.split()[0]) * 1024
+    return found
