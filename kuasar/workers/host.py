@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import struct
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +13,7 @@ from kuasar.backends.base import AgentProcess
 from kuasar.core import cgroup, log
 from kuasar.core.aio import Loop
 from kuasar.core.config import Config
-from kuasar.core.errors import Unavailable
+from kuasar.core.errors import BackendFailed, Unavailable
 from kuasar.core.spawn import Children
 from kuasar.core.threads import in_thread
 from kuasar.supervisor import zygote_client
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
     from kuasar.workers.sandbox import Sandbox
 
 _FORK_SECONDS = 2.0
+_EXEC_SECONDS = 10.0
+_PID = struct.Struct("i")
 
 
 class WorkerHost:
@@ -59,4 +65,37 @@ class WorkerHost:
             return self._exec_agent(args, listen_fd, log_fd, flags)
 
     def _exec_agent(self, args: dict[str, Any], listen_fd: int, log_fd: int, flags: int) -> AgentProcess:
-        raise NotImplementedError
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            argv = [sys.executable, "-m", "kuasar.agent.launch", "--args", json.dumps(args), "--flags", str(flags)]
+            argv += ["--listen-fd", "3", "--control-fd", "4"]
+            self._children.spawn(
+                argv, stdout=log_fd, stderr=log_fd, pass_fds={3: listen_fd, 4: theirs.fileno()}, new_session=True
+            )
+        return ExecutedAgent(ours)
+
+
+class ExecutedAgent:
+    """An agent started by ``kuasar.agent.launch``; waits for the go byte as a clone of the zygote does."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        control.settimeout(_EXEC_SECONDS)
+        try:
+            answer = control.recv(4096)
+        except TimeoutError:
+            control.close()
+            raise BackendFailed(f"the agent's launcher did not answer within {_EXEC_SECONDS:g} s") from None
+        if len(answer) != _PID.size:
+            control.close()
+            raise BackendFailed(f"the agent could not be started: {answer.decode(errors='replace') or 'see its log'}")
+        self.pid: int = _PID.unpack(answer)[0]
+
+    def commit(self) -> None:
+        """Let it run."""
+        with self._control:
+            self._control.send(b"g")
+
+    def abort(self) -> None:
+        """Make it exit instead; harmless after :meth:`commit`."""
+        self._control.close()

@@ -130,7 +130,7 @@ class Rig:
     async def create_container(self, container: str, command: str, stdout: str = "", **changes: Any) -> dict[str, Any]:
         """``task.create`` of a container that runs ``command`` in a shell."""
         bundle = self.bundle(container, command)
-        rootfs = [{"type": "bind", "source": f"{bundle}/image", "target": "", "options": ["rbind", "ro"]}]
+        rootfs = [{"type": "bind", "source": f"{bundle}/image", "target": "", "options": ["rbind", "rw"]}]
         body: dict[str, Any] = {
             "bundle": bundle,
             "rootfs": rootfs,
