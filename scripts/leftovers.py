@@ -100,8 +100,9 @@ def remove(layout: Layout, leftovers: Iterable[Leftover]) -> None:
         if os.path.exists(f"/sys/class/net/{name}"):
             subprocess.run(["ip", "link", "delete", name], check=False, stdin=subprocess.DEVNULL, capture_output=True)
     for path in by_kind.get("cgroup", ()):
-        with suppress(OSError):
-            os.rmdir(path)
+        for root in hierarchies():
+            with suppress(OSError):
+                os.rmdir(f"{root}{path}")
     for directory in ("/var/lib/cni/results", "/var/lib/cni/cache"):
         for name in listed(directory):
             if name.startswith(f"{layout.network}-"):
@@ -163,16 +164,16 @@ def mounts(layout: Layout) -> list[str]:
 
 
 def cgroups(layout: Layout, pods: Collection[str] = ()) -> list[str]:
-    """Directories of cgroups of the stack, the innermost first."""
-    found = []
+    """Paths of cgroups of the stack in any hierarchy, the innermost first."""
+    found: set[str] = set()
     for root in hierarchies():
-        for directory, _, _ in os.walk(f"{root}{layout.cgroup_parent}", topdown=False):
-            found.append(directory)
+        tops = [layout.cgroup_parent]
         for parent in _CGROUP_PARENTS:
-            for name in listed(f"{root}/{parent}"):
-                if name.removeprefix("kuasar-") in pods:
-                    found += [directory for directory, _, _ in os.walk(f"{root}/{parent}/{name}", topdown=False)]
-    return found
+            names = listed(f"{root}/{parent}")
+            tops += [f"/{parent}/{name}" for name in names if name.removeprefix("kuasar-") in pods]
+        for top in tops:
+            found.update(directory.removeprefix(root) for directory, _, _ in os.walk(f"{root}{top}"))
+    return sorted(found, reverse=True)
 
 
 def hierarchies() -> list[str]:

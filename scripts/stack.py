@@ -210,7 +210,7 @@ class Stack:
 
     def _was_expected(self, leftover: Leftover) -> bool:
         """The common parent of the pods' cgroups is nobody's to remove but ours."""
-        return leftover.kind == "cgroup" and leftover.name.endswith(self.layout.cgroup_parent)
+        return leftover.kind == "cgroup" and leftover.name == self.layout.cgroup_parent
 
     def _wait_listening(self, what: str, path: str, deadline: float) -> None:
         options = [
@@ -299,7 +299,7 @@ def running(layout: Layout, say: Say = _quiet) -> Iterator[Stack]:
 
 
 def main() -> int:
-    """The command. Exit codes: 0 done, 1 failed or something had been left over, 2 wrong command line."""
+    """The command. Exit codes: 0 done, 1 failed or something could not be removed, 2 wrong command line."""
     parser = argparse.ArgumentParser(prog="stack", description="the project's own stack")
     parser.add_argument("action", choices=("start", "stop", "status"))
     parser.add_argument("--containerd", default="", metavar="SOCKET", help="use this containerd instead of our own")
@@ -335,7 +335,7 @@ def _report(stack: Stack, console: Console) -> int:
         console.print(f"cannot be removed: {leftover}", style="red", markup=False)
     if not left and not again:
         console.print("stopped; nothing is left: no process, mount, network namespace, interface or cgroup")
-    return 1 if left or again else 0
+    return 1 if again else 0
 
 
 if __name__ == "__main__":
