@@ -116,7 +116,12 @@ class Rig:
         namespaces = [{"type": name} for name in ("pid", "mount")]
         config = {
             "ociVersion": "1.0.2",
-            "process": {"args": ["/bin/sh", "-c", command], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}},
+            "process": {
+                "args": ["/bin/sh", "-c", command],
+                "cwd": "/",
+                "env": ["PATH=/bin"],
+                "user": {"uid": 0, "gid": 0},
+            },
             "root": {"path": "rootfs"},
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},

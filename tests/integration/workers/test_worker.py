@@ -101,16 +101,11 @@ def test_a_repeated_key_does_nothing_twice() -> None:
         async with rig() as r:
             await ready(r)
             await r.create_container("c1", "exit 0")
-            start = {"key": "same", "id": "c1", "exec_id": ""}
-            first, again, other = await asyncio.gather(
-                r.call("task.start", **start),
-                r.call("task.start", **start),
-                r.call("task.start", **(start | {"exec_id": "other"})),
-                return_exceptions=True,
-            )
-            assert isinstance(first, dict)
-            assert first == again
-            assert isinstance(other, InvalidArgument)
+            calls = [r.call("task.start", key="same", id="c1", exec_id=exec_id) for exec_id in ("", "", "other")]
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            assert isinstance(answers[0], dict)
+            assert answers[0] == answers[1]
+            assert isinstance(answers[2], InvalidArgument)
             await r.call("sandbox.shutdown")
 
     run(scenario())
