@@ -41,6 +41,9 @@ class Arguments:
     """The sandbox directory; the agent makes ``containers``, ``shm`` and what its driver needs in it."""
     netns: str
     """Network namespace to join; empty: the one it is in."""
+    host_namespaces: frozenset[str]
+    """Kinds of namespaces (``net``, ``ipc``) that the pod shares with the host. Told, because the host's first process
+    may be one whose namespaces only a more capable process may look at."""
     pid_namespace: bool
     """Whether it is the first process of a pid namespace."""
     driver: str
@@ -55,6 +58,7 @@ class Arguments:
             sandbox_id=body.identifier("sandbox_id"),
             directory=body.text("directory"),
             netns=body.text("netns"),
+            host_namespaces=frozenset(map(str, body.items("host_namespaces"))),
             pid_namespace=body.flag("pid_namespace"),
             driver=body.text("driver"),
             options=body.mapping("options"),
@@ -149,7 +153,7 @@ class Agent:
 
     async def _setup(self, body: Body, deadline: float | None) -> dict[str, Any]:
         pod_setup.set_hostname(body.text("hostname"))
-        pod_setup.set_sysctls(body.mapping("sysctls"), self.pids.same_namespace_as_host)
+        pod_setup.set_sysctls(body.mapping("sysctls"), self._arguments.host_namespaces.__contains__)
         size = body.number("shm_bytes")
         if size:
             pod_setup.mount_shm(f"{self._arguments.directory}/shm", size)

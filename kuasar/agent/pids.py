@@ -52,12 +52,6 @@ class Pids:
         # A namespace beside ours has numbers of its own at the same depth.
         return own if self.to_host(own) == host_pid else None
 
-    def same_namespace_as_host(self, kind: str) -> bool:
-        """Whether our namespace of ``kind`` (``net``, ``ipc`` …) is the one of the host's first process."""
-        if self._host_proc is None:
-            return False
-        return os.readlink(f"/proc/self/ns/{kind}") == os.readlink(f"1/ns/{kind}", dir_fd=self._host_proc)
-
     def _numbers(self, name: str) -> list[int]:
         """The numbers of a process from the host's namespace down to its own."""
         for line in self._read(f"{name}/status").splitlines():

@@ -51,6 +51,7 @@ class NamespaceBackend(Backend):
             "directory": self.host.directory,
             "netns": spec.netns,
             "pid_namespace": not spec.host_pid,
+            "host_namespaces": ([] if spec.netns else ["net"]) + (["ipc"] if spec.host_ipc else []),
             "driver": driver,
             "options": options,
         }
