@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import string
 import sys
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ class Layout:
     """Tables appended to kuasar.toml (TOML)."""
     foreign_containerd: str = ""
     """Socket of a running containerd to use instead of starting one; it must have our drop-in."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a name that does not fit into that of an interface."""
+        if not re.fullmatch("[a-z0-9]{1,8}", self.name):
+            raise ValueError(f"name: {self.name!r} is not 1 to 8 lower-case letters and digits")
 
     @property
     def run(self) -> str:

@@ -121,7 +121,7 @@ def processes(layout: Layout) -> dict[int, str]:
             with suppress(OSError):  # it ends while we look, or is a kernel thread
                 title = _read(f"/proc/{entry}/cmdline").replace("\0", " ").strip()
                 if _is_ours(layout, entry, title):
-                    found[int(entry)] = title[:120]
+                    found[int(entry)] = title[:200]
     return found
 
 
