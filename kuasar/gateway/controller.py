@@ -13,7 +13,7 @@ from kuasar.api.gen.containerd.sandbox.v1 import controller_pb2 as pb
 from kuasar.api.gen.containerd.types import metrics_pb2, platform_pb2
 from kuasar.core import log
 from kuasar.core.config import Config
-from kuasar.core.errors import AlreadyExists, InvalidArgument, NotFound
+from kuasar.core.errors import AlreadyExists, InvalidArgument, KuasarError, NotFound, WrongState
 from kuasar.core.ids import require_id
 from kuasar.gateway.calls import Call
 from kuasar.gateway.directory import Directory
@@ -74,7 +74,13 @@ class ControllerService:
         """Start the machine; answers when its agent is ready, with the address of the Task API."""
         sandbox = await self._require(request.sandbox_id, call)
         started = time.monotonic()
-        reply = await self._workers.change(sandbox, "sandbox.start", {}, call)
+        try:
+            reply = await self._workers.change(sandbox, "sandbox.start", {}, call)
+        except WrongState:
+            raise  # it is running, or going already
+        except KuasarError:
+            await self._abandon(sandbox, call)
+            raise
         log.info("sandbox started", sandbox=sandbox, ms=round((time.monotonic() - started) * 1000, 1))
         return pb.ControllerStartResponse(
             sandbox_id=sandbox,
@@ -83,6 +89,16 @@ class ControllerService:
             address=self._config.gateway.task_address,
             version=_TASK_API_VERSION,
         )
+
+    async def _abandon(self, sandbox: str, call: Call) -> None:
+        """A start failed: containerd forgets such a sandbox without another word, so nothing of it may stay."""
+        try:
+            await self._workers.change(sandbox, "sandbox.shutdown", {}, Call(call.namespace, None))
+        except KuasarError as exc:
+            log.error("a sandbox whose start failed could not be removed", sandbox=sandbox, error=exc)
+            return
+        self._directory.forget(sandbox)
+        log.warning("a sandbox whose start failed was removed", sandbox=sandbox)
 
     async def Platform(self, request: pb.ControllerPlatformRequest, call: Call) -> pb.ControllerPlatformResponse:  # noqa: N802
         """Where containers of this sandbox run: every engine of today runs the host's architecture."""
