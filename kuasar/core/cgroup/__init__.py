@@ -7,7 +7,7 @@ process. ``tree`` makes, fills, freezes, kills and removes; ``statistics`` reads
 """
 
 from kuasar.core.cgroup.hierarchies import Hierarchies, current, expand
-from kuasar.core.cgroup.migration import prepare
+from kuasar.core.cgroup.migration import enter_alone, prepare
 from kuasar.core.cgroup.oom import OomWatch
 from kuasar.core.cgroup.resources import apply
 from kuasar.core.cgroup.statistics import stats
@@ -21,6 +21,7 @@ __all__ = [
     "current",
     "destroy",
     "enter",
+    "enter_alone",
     "exists",
     "expand",
     "freeze",
