@@ -14,14 +14,14 @@ import signal
 import socket
 import struct
 import termios
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import msgpack
 
-from kuasar.agent.drivers.base import PAUSE, TTY, UPDATE, ContainerSetup, ProcessStdio, Started
+from kuasar.agent.drivers.base import EXEC, PAUSE, TTY, UPDATE, ContainerSetup, ProcessStdio, Started
 from kuasar.agent.drivers.wasm import process
 from kuasar.agent.drivers.wasm.plan import Plan, plan
 from kuasar.core import cgroup, log
@@ -50,6 +50,8 @@ class WasmtimeDriver:
 
     name = "wasmtime"
     capabilities = frozenset({PAUSE, UPDATE, TTY})
+    refusals: Mapping[str, str] = {EXEC: NO_EXEC}
+    """What to tell who asks for a capability that is missing."""
 
     def __init__(self, loop: Loop, cache_dir: str) -> None:
         """Compiled modules are kept in ``cache_dir``, which is made when it is first needed."""

@@ -65,7 +65,9 @@ def test_every_limit_is_set_and_the_process_is_in_it(agent: Agent, rootfs: str, 
     container = running(agent, rootfs, limited(cgroup, **resources, pids={"limit": 50}))
     assert procs(cgroup) == [container.pid]
     with open(f"/proc/{container.pid}/cgroup") as file:
-        assert all(line.rstrip("\n").endswith(cgroup) for line in file)
+        lines = file.read().splitlines()
+    # the version 2 hierarchy of a hybrid host ("0::") has no controllers that count
+    assert all(line.endswith(cgroup) for line in lines if current().version == 2 or not line.startswith("0::"))
     assert setting("memory", cgroup, {1: "memory.limit_in_bytes", 2: "memory.max"}) == str(64 * MIB)
     assert setting("pids", cgroup, {1: "pids.max", 2: "pids.max"}) == "50"
     assert setting("cpu", cgroup, {1: "cpu.cfs_quota_us", 2: "cpu.max"}).split()[0] == "50000"

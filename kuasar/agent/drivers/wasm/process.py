@@ -98,7 +98,7 @@ def _prepare(launch: Launch) -> engine.Program:
     program = engine.load(fd, name, launch.cache_dir)
     os.close(fd)
     if launch.cgroup:  # not earlier: compiling is not the container's doing, and its limits might not allow it
-        cgroup.enter(launch.cgroup, os.getpid())
+        cgroup.enter_alone(launch.cgroup)
     privileges.set_oom_score(plan)
     privileges.require_one_thread()
     rootfs.enter(plan)
