@@ -28,6 +28,7 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from kuasar.cli.cri import CriClient, CriError
 from kuasar.cli.images import PAUSE, Image, busybox_image, pause_image, write_archive
+from kuasar.core.config import load
 from scripts import leftovers
 from scripts.layout import CHECKOUT, CONTAINERD_BIN, Layout, render, search_path
 from scripts.leftovers import Before, Leftover
@@ -62,6 +63,9 @@ class Stack:
         if not self.layout.foreign_containerd and not os.path.exists(f"{CONTAINERD_BIN}/containerd"):
             raise StackError("containerd is not here yet: scripts/fetch-containerd.sh fetches it")
         if self.is_running():
+            running = load(self.layout.config)
+            if running.log_dir != self.layout.logs:
+                raise StackError(f"a stack of another checkout runs (its logs: {running.log_dir}); stop that first")
             self._say("supervisord runs already")
         else:
             self._say("starting supervisord with zygote, gateway and containerd")
@@ -85,13 +89,17 @@ class Stack:
 
     def stop(self) -> list[Leftover]:
         """Remove the pods, end all processes, free everything; gives what the stack itself had failed to free."""
-        pods = self._remove_pods()
+        pods, are_removed = self._remove_pods()
         self._say("stopping supervisord and what it runs")
         leftovers.end_processes(self._supervisord(), signal.SIGTERM, seconds=30)
         # children of supervisord die with it, but not in the same instant
         leftovers.end_processes(leftovers.processes(self.layout), 0, seconds=2)
         left = leftovers.find(self.layout, pods)
         leftovers.remove(self.layout, left)
+        if not are_removed and os.path.exists(
+            self._before
+        ):  # its database tells of pods that are no more; the images are imported again
+            shutil.rmtree(self.layout.containerd_root, ignore_errors=True)
         left = [leftover for leftover in left if not self._was_expected(leftover)]
         Before.restore(self._before)
         shutil.rmtree(self.layout.run, ignore_errors=True)
@@ -187,22 +195,22 @@ class Stack:
             return []
         return [pid] if pid in leftovers.processes(self.layout) else []
 
-    def _remove_pods(self) -> set[str]:
-        """Remove all pods, several at a time; gives the ids of pods and containers that there were."""
+    def _remove_pods(self) -> tuple[set[str], bool]:
+        """Remove all pods, several at a time; gives the ids of pods and containers there were, and whether all went."""
         known = set(leftovers.listed(f"{self.layout.run}/sandboxes"))
         with CriClient(self.layout.containerd_socket, timeout=30) as cri:
             try:
                 pods = [pod.id for pod in cri.list_pods(labels=self._labels())]
                 known |= {*pods, *(container.id for container in cri.list_containers(labels=self._labels()))}
             except CriError:
-                return known  # containerd does not run: what is left of its pods is found by its marks
+                return known, False  # containerd does not run: what is left of its pods is found by its marks
             if pods:
-                self._say(f"removing {len(pods)} pods")
+                self._say(f"removing {len(pods)} pod{'' if len(pods) == 1 else 's'}")
             with ThreadPoolExecutor(8) as pool:
-                for failure in pool.map(lambda pod: _remove_pod(cri, pod), pods):
-                    if failure:
-                        self._say(failure)
-        return known
+                failures = [failure for failure in pool.map(lambda pod: _remove_pod(cri, pod), pods) if failure]
+        for failure in failures:
+            self._say(failure)
+        return known, not failures
 
     def _labels(self) -> dict[str, str]:
         """In a containerd of others only the demonstration's pods are ours."""
