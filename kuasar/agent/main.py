@@ -24,7 +24,7 @@ from kuasar.agent.protocol import VERSION, Hello
 from kuasar.agent.requests import Body
 from kuasar.agent.server import Server
 from kuasar.agent.tasks import Tasks
-from kuasar.core import log
+from kuasar.core import cgroup, log
 from kuasar.core.aio import Future, Loop
 from kuasar.core.errors import wrap
 from kuasar.core.spawn import Children
@@ -39,6 +39,8 @@ class Arguments:
     sandbox_id: str
     directory: str
     """The sandbox directory; the agent makes ``containers``, ``shm`` and what its driver needs in it."""
+    cgroup: str
+    """The sandbox's cgroup, made by the worker; empty: stay where it is."""
     netns: str
     """Network namespace to join; empty: the one it is in."""
     host_namespaces: frozenset[str]
@@ -57,6 +59,7 @@ class Arguments:
         return cls(
             sandbox_id=body.identifier("sandbox_id"),
             directory=body.text("directory"),
+            cgroup=body.text("cgroup"),
             netns=body.text("netns"),
             host_namespaces=frozenset(map(str, body.items("host_namespaces"))),
             pid_namespace=body.flag("pid_namespace"),
@@ -80,6 +83,8 @@ def run(args: dict[str, Any], listen_fd: int) -> int:
 
 def _enter(arguments: Arguments) -> int:
     """Finish the process's surroundings; gives a directory descriptor of the host's procfs."""
+    if arguments.cgroup:
+        cgroup.enter_alone(arguments.cgroup)
     if arguments.netns:
         try:
             fd = os.open(arguments.netns, os.O_RDONLY | os.O_CLOEXEC)

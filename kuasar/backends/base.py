@@ -115,9 +115,6 @@ class Host(Protocol):
     def start_agent(self, args: dict[str, Any], listen_fd: int, log_fd: int, flags: int) -> AgentProcess:
         """Fork an agent into new namespaces (``flags``: CLONE_NEW*), or exec one where the zygote is away."""
 
-    async def enter_cgroup(self, pid: int) -> None:
-        """Put a process into the sandbox's cgroup. On cgroup v1 the kernel takes 10 ms and more for it."""
-
 
 class Backend(ABC):
     """Base of all backends; the docstring of this module is the contract."""

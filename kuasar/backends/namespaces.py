@@ -49,6 +49,7 @@ class NamespaceBackend(Backend):
         args = {
             "sandbox_id": spec.sandbox_id,
             "directory": self.host.directory,
+            "cgroup": spec.cgroup,
             "netns": spec.netns,
             "pid_namespace": not spec.host_pid,
             "host_namespaces": ([] if spec.netns else ["net"]) + (["ipc"] if spec.host_ipc else []),
@@ -68,9 +69,7 @@ class NamespaceBackend(Backend):
                 os.close(log_fd)
             try:
                 self._take(process.pid)
-                # It may run while it is being moved: it starts nothing before it is asked to, which is later.
                 process.commit()
-                await self.host.enter_cgroup(process.pid)
             except BaseException:
                 process.abort()
                 raise

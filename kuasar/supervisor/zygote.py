@@ -32,6 +32,7 @@ from typing import Any, NoReturn
 
 from kuasar.core import log
 from kuasar.core.config import Config, ConfigError, load
+from kuasar.core.engines import BACKEND_MODULES
 from kuasar.core.errors import InvalidArgument, KuasarError, PermissionDenied, Unavailable
 from kuasar.supervisor import zygote_wire
 from kuasar.supervisor.clone import (
@@ -86,6 +87,7 @@ WORKER = Kind(_run_worker, 3, lambda fds, _: list(fds), child_of_requester=True)
 AGENT = Kind(_run_agent, 2, lambda fds, null: [null, fds[1], fds[1], fds[0]])
 KINDS: Mapping[str, Kind] = {"worker": WORKER, "agent": AGENT}
 _MAINS = ("kuasar.workers.main", "kuasar.agent.main")
+_ENGINES = tuple(BACKEND_MODULES.values())
 
 
 @dataclass
@@ -297,7 +299,7 @@ def run(config: Config, kinds: Mapping[str, Kind] = KINDS, announce: bool = Fals
     """Preload, listen and serve."""
     log.configure(config.log_level, process="zygote")
     set_parent_death_signal(os.getppid())
-    preload((*_ALWAYS_PRELOADED, *_MAINS, *config.supervisor.preload))
+    preload((*_ALWAYS_PRELOADED, *_MAINS, *_ENGINES, *config.supervisor.preload))
     Zygote(config, kinds).serve(announce)
 
 

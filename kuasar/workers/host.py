@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kuasar.backends.base import AgentProcess
-from kuasar.core import cgroup, log
+from kuasar.core import log
 from kuasar.core.aio import Loop
 from kuasar.core.config import Config
 from kuasar.core.errors import BackendFailed, Unavailable
 from kuasar.core.spawn import Children
-from kuasar.core.threads import in_thread
 from kuasar.supervisor import zygote_client
 
 if TYPE_CHECKING:
@@ -49,10 +48,6 @@ class WorkerHost:
 
     def released(self, kind: str, name: str) -> None:
         self._sandbox.directory.released(kind, name)
-
-    async def enter_cgroup(self, pid: int) -> None:
-        path = self._sandbox.cgroup
-        await in_thread(self.loop, lambda: cgroup.enter(path, pid))
 
     def start_agent(self, args: dict[str, Any], listen_fd: int, log_fd: int, flags: int) -> AgentProcess:
         title = f"kuasar-agent {self._sandbox.id}"

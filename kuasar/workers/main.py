@@ -15,13 +15,12 @@ from typing import Any
 
 from kuasar.bus.dealer import BusDealer
 from kuasar.bus.messages import Hello, Request
-from kuasar.core import cgroup, log
+from kuasar.core import log
 from kuasar.core.aio import Future, Loop
 from kuasar.core.config import Config, ConfigError, load
 from kuasar.core.errors import InvalidArgument, KuasarError, Unimplemented
 from kuasar.core.ids import require_id
 from kuasar.core.spawn import Children
-from kuasar.core.threads import in_thread
 from kuasar.workers.sandbox import Sandbox
 from kuasar.workers.states import State
 from kuasar.workers.tasks import Tasks
@@ -56,9 +55,6 @@ class Worker:
         except KuasarError as exc:
             log.error("the sandbox cannot be taken over", error=exc)
         self._bus.start()
-        if self._sandbox.state is State.NEW:
-            # Its agent will soon be moved into a cgroup, which waits for the kernel unless something has just moved.
-            self._loop.spawn(in_thread(self._loop, cgroup.prepare), "prepare a move")
         self._loop.call_later(_UNUSED_SECONDS, self._give_up_if_unused)
         code = await self._finished
         await self._bus.close()
