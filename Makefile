@@ -61,7 +61,7 @@ proto: $(VENV) ## generate the stubs from kuasar/api/protos
 install: $(SYSTEM) $(VENV) $(CONTAINERD_DEB) ## Debian packages, .venv and containerd
 
 clean: ## stop the stack and remove .venv, .kuasar and all caches
-	@if [ -e $(VENV) ]; then $(V)/python -m scripts.stack stop; fi
+	@if [ -e $(VENV) ]; then $(V)/python -m scripts.stack stop || true; fi
 	@rm -rf .venv .kuasar .mypy_cache .ruff_cache .pytest_cache .hypothesis build ./*.egg-info
 	@find kuasar tests scripts -name __pycache__ -prune -exec rm -rf {} +
 

@@ -63,9 +63,7 @@ class Stack:
         if not self.layout.foreign_containerd and not os.path.exists(f"{CONTAINERD_BIN}/containerd"):
             raise StackError("containerd is not here yet: scripts/fetch-containerd.sh fetches it")
         if self.is_running():
-            running = load(self.layout.config)
-            if running.log_dir != self.layout.logs:
-                raise StackError(f"a stack of another checkout runs (its logs: {running.log_dir}); stop that first")
+            self._require_ours()
             self._say("supervisord runs already")
         else:
             self._say("starting supervisord with zygote, gateway and containerd")
@@ -88,7 +86,12 @@ class Stack:
             self._wait_until(lambda: not _not_ready(cri), deadline, lambda: f"containerd: {_not_ready(cri)}")
 
     def stop(self) -> list[Leftover]:
-        """Remove the pods, end all processes, free everything; gives what the stack itself had failed to free."""
+        """Remove the pods, end all processes, free everything; gives what the stack itself had failed to free.
+
+        Harmless when nothing runs. Raises StackError when it is the stack of another checkout.
+        """
+        if self.is_running():
+            self._require_ours()
         pods, are_removed = self._remove_pods()
         self._say("stopping supervisord and what it runs")
         leftovers.end_processes(self._supervisord(), signal.SIGTERM, seconds=30)
@@ -167,6 +170,12 @@ class Stack:
     @property
     def _before(self) -> str:
         return f"{self.layout.run}/before.json"
+
+    def _require_ours(self) -> None:
+        """The directory in /run is the same for all checkouts."""
+        logs = load(self.layout.config).log_dir
+        if logs != self.layout.logs:
+            raise StackError(f"the stack of another checkout runs; its logs are in {logs}")
 
     def _rpc(self) -> xmlrpc.client.ServerProxy:
         transport = SupervisorTransport(None, None, f"unix://{self.layout.run}/supervisor.sock")
