@@ -1,0 +1,24 @@
+"""Waiting with a deadline: the only place of the suite that passes time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+Value = TypeVar("Value")
+INTERVAL = 0.02
+
+
+def eventually(
+    look: Callable[[], Value], what: str, *, timeout: float = 15.0, until: Callable[[Value], object] = bool
+) -> Value:
+    """Looks again and again until `until` likes what is seen, and gives it; fails after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        seen = look()
+        if until(seen):
+            return seen
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {timeout:g} s; last seen: {seen!r:.2000}")
+        time.sleep(INTERVAL)

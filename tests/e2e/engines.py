@@ -1,0 +1,148 @@
+"""The engines the suite runs on: one line each. What an engine can do is declared here; nothing is found out by trying.
+
+A test names the capabilities it needs (`@needs(TTY)`) and is skipped on engines that do not declare them. Programs are
+what tests run: each engine has its way to idle, to end with a code and to write known bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kuasar.cli import images
+
+SHELL = "shell"  # runs Linux programs, a shell among them, under the security settings of the pod
+EXEC = "exec"
+TTY = "tty"
+PAUSE = "pause"
+UPDATE = "update"
+STATS = "stats"
+HOST_NETWORK = "host-network"
+HOST_PID = "host-pid"
+SHARED_PID = "shared-pid"
+DEVICES = "devices"
+BOUNDED_DRAIN = "bounded-drain"  # an exec ends with its process, though a grandchild keeps its output open
+BIDIRECTIONAL = "bidirectional"  # mount propagation from the container to the host
+WASM = "wasm"
+OURS = "ours"  # goes through our gateway, workers and supervisord
+
+BUSYBOX = images.BUSYBOX
+WASM_MODULES = "localhost/kuasar-e2e/wasm:1"
+
+
+class Programs(Protocol):
+    """Commands with a known effect, in the image of the engine."""
+
+    def idle(self) -> Sequence[str]:
+        """Runs, without using the processor, until it is killed."""
+
+    def exit(self, code: int) -> Sequence[str]:
+        """Ends at once with `code`."""
+
+    def say(self, words: str) -> tuple[Sequence[str], bytes]:
+        """Writes something that contains `words` and ends with 0: the command and the bytes."""
+
+    def flood(self) -> tuple[Sequence[str], bytes]:
+        """Writes 10 MiB to stdout and ends with 0: the command and the bytes."""
+
+    def spin(self) -> Sequence[str]:
+        """Keeps a processor busy until it is killed."""
+
+    def hog(self) -> Sequence[str]:
+        """Takes memory until it is refused or killed."""
+
+    def hold(self) -> Sequence[str]:
+        """Takes 32 MiB, writes "ready" and idles."""
+
+
+class LinuxPrograms:
+    """Busybox."""
+
+    def idle(self) -> Sequence[str]:
+        return ["sleep", "3600"]
+
+    def exit(self, code: int) -> Sequence[str]:
+        return ["sh", "-c", f"exit {code}"]
+
+    def say(self, words: str) -> tuple[Sequence[str], bytes]:
+        return ["echo", words], words.encode() + b"\n"
+
+    def flood(self) -> tuple[Sequence[str], bytes]:
+        lines = 10 * 1024 * 1024 // 64
+        program = 'BEGIN { for (i = 0; i < N; i++) printf "%063d\\n", i }'
+        return ["awk", "-v", f"N={lines}", program], b"".join(b"%063d\n" % i for i in range(lines))
+
+    def spin(self) -> Sequence[str]:
+        return ["sh", "-c", "echo spinning; while :; do :; done"]
+
+    def hog(self) -> Sequence[str]:
+        return ["dd", "if=/dev/zero", "of=/dev/null", "bs=256M", "count=1"]
+
+    def hold(self) -> Sequence[str]:
+        return ["sh", "-c", "x=$(head -c 33554432 /dev/zero | tr '\\0' x); echo ready; sleep 3600; :"]
+
+
+class WasmPrograms:
+    """The modules of tests/wasm and tests/e2e/modules, each at the root of the image."""
+
+    def idle(self) -> Sequence[str]:
+        return ["/idle.wasm"]
+
+    def exit(self, code: int) -> Sequence[str]:
+        return ["/exit.wasm", str(code)]
+
+    def say(self, words: str) -> tuple[Sequence[str], bytes]:
+        return ["/args.wasm", words], b"/args.wasm\0" + words.encode() + b"\0"
+
+    def flood(self) -> tuple[Sequence[str], bytes]:
+        return ["/flood.wasm"], struct.pack("<2621440I", *range(2621440))
+
+    def spin(self) -> Sequence[str]:
+        return ["/spin.wasm"]
+
+    def hog(self) -> Sequence[str]:
+        return ["/grow.wasm"]
+
+    def hold(self) -> Sequence[str]:
+        return ["/hold.wasm"]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One runtime handler of containerd."""
+
+    handler: str
+    image: str
+    programs: Programs
+    capabilities: frozenset[str]
+
+    def can(self, capability: str) -> bool:
+        """Whether the engine declares `capability`."""
+        return capability in self.capabilities
+
+
+_LINUX = frozenset({SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, HOST_NETWORK, HOST_PID, SHARED_PID, DEVICES})
+_WASM = frozenset({WASM, PAUSE, UPDATE, STATS, HOST_NETWORK})
+
+ENGINES = {
+    engine.handler: engine
+    for engine in (
+        Engine("kuasar-runc", BUSYBOX, LinuxPrograms(), _LINUX | {OURS, BOUNDED_DRAIN}),
+        Engine("kuasar-wasmtime", WASM_MODULES, WasmPrograms(), _WASM | {OURS}),
+        # containerd's own shim: what the tests are proved against, and compared with
+        Engine("runc", BUSYBOX, LinuxPrograms(), _LINUX | {BIDIRECTIONAL}),
+    )
+}
+
+
+def chosen_engines(wanted: str) -> list[Engine]:
+    """The engines named in `wanted` (commas between them), or all of ours."""
+    if not wanted:
+        return [engine for engine in ENGINES.values() if engine.can(OURS)]
+    names = [name.strip() for name in wanted.split(",")]
+    unknown = [name for name in names if name not in ENGINES]
+    if unknown:
+        raise ValueError(f"ENGINE: unknown {', '.join(unknown)} (there are: {', '.join(ENGINES)})")
+    return [ENGINES[name] for name in names]

@@ -1,0 +1,86 @@
+"""The stack of a test session: the project's own, in directories of its own, with the test images and a bad engine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from scripts.layout import CHECKOUT, Layout
+from scripts.leftovers import Leftover
+from scripts.stack import Stack
+from tests.e2e.images import wasm_modules
+
+SUBNET = "10.87.0.0/16"
+GATEWAY_ADDRESS = "10.87.0.1"
+KEPT_LOGS = f"{CHECKOUT}/.kuasar/e2e-logs"
+BROKEN = "kuasar-broken"
+"""A sandboxer whose runtime binary does not exist."""
+
+SETTINGS = f"""
+[sandboxers.kuasar-runc]
+engine = "runc"
+[sandboxers.kuasar-wasmtime]
+engine = "wasmtime"
+[sandboxers.{BROKEN}]
+engine = "broken"
+[engines.runc]
+kind = "runc"
+[engines.wasmtime]
+kind = "wasmtime"
+[engines.broken]
+kind = "runc"
+binary = "/no/such/runtime"
+"""
+
+
+@contextmanager
+def start_stack() -> Iterator[Stack]:
+    """A running stack with the test images imported; what it leaves behind at the end fails the session."""
+    data = tempfile.mkdtemp(prefix="kuasar-e2e-", dir="/var/tmp")
+    stack = Stack(Layout(name="e2e", data=data, subnet=SUBNET, settings=SETTINGS))
+    left: list[Leftover] = []
+    try:
+        stack.start()
+        stack.add_image(wasm_modules())
+        yield stack
+    finally:
+        try:
+            left = stack.stop()
+        finally:
+            shutil.rmtree(KEPT_LOGS, ignore_errors=True)
+            if os.path.exists(stack.layout.logs):
+                shutil.copytree(stack.layout.logs, KEPT_LOGS)
+            shutil.rmtree(data, ignore_errors=True)
+    assert not left, "left over by the stack: " + ", ".join(map(str, left))
+
+
+def supervisorctl(stack: Stack, *words: str) -> tuple[int, str]:
+    """What an operator types: exit code and output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "supervisor.supervisorctl", "-c", stack.layout.supervisord_conf, *words],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        stdin=subprocess.DEVNULL,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def sandbox_directory(stack: Stack, pod: str) -> str:
+    """Where the worker of a pod keeps its record."""
+    return f"{stack.layout.run}/sandboxes/{pod}"
+
+
+def tail(path: str, size: int = 3000) -> str:
+    """The end of a file; empty if there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
