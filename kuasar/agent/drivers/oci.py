@@ -177,7 +177,7 @@ class OciDriver:
             with suppress(FileNotFoundError):
                 os.unlink(log_file)
         if end != Exit(0):
-            raise BackendFailed(f"{what}: {words or end.words}")
+            raise BackendFailed(words if words.startswith(what) else f"{what}: {words or end.words}")
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class Agent:
         self.name = name
         self.directory = base / "sandbox"
         self.directory.mkdir()
-        self.cgroup = f"/kuasar-test/{name}"
+        self.cgroup = f"/kuasar-agent-test/{name}"
         self.loop = Loop()
         self.client: AgentClient | None = None
         self.log = base / "agent.log"
@@ -50,7 +50,9 @@ class Agent:
             "sandbox_id": self.name,
             "directory": str(self.directory),
             "netns": netns,
+            "cgroup": self.cgroup,
             "pid_namespace": bool(flags & CLONE_NEWPID),
+            "host_namespaces": ([] if netns else ["net"]) + ([] if flags & CLONE_NEWIPC else ["ipc"]),
             "driver": driver,
             "options": {"binary": "runc"},
             "log_level": "debug",
@@ -73,7 +75,6 @@ class Agent:
             )
             ours.settimeout(SECONDS)
             pid = int(struct.unpack("i", ours.recv(64))[0])
-            cgroup.enter(self.cgroup, pid)
             ours.send(b"g")
         return pid
 
@@ -155,7 +156,7 @@ class Agent:
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
                 {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance"]},
             ],
-            "linux": {"cgroupsPath": f"/kuasar-test/{self.name}-{name}", "namespaces": namespaces},
+            "linux": {"cgroupsPath": f"/kuasar-agent-test/{self.name}-{name}", "namespaces": namespaces},
         }
         spec["linux"] |= changes.pop("linux", {})
         spec["process"] |= changes.pop("process", {})
@@ -211,8 +212,8 @@ class Agent:
         await self.loop.wait_readable(self.pidfd)
         self.loop.remove_reader(self.pidfd)
         root = cgroup.current().roots()[0]
-        for path in Path(root, "kuasar-test").glob(f"{self.name}*"):
-            await cgroup.destroy(self.loop, f"/kuasar-test/{path.name}")
+        for path in Path(root, "kuasar-agent-test").glob(f"{self.name}*"):
+            await cgroup.destroy(self.loop, f"/kuasar-agent-test/{path.name}")
 
 
 def make_image(where: Path) -> None:
