@@ -49,8 +49,8 @@ class Rig:
         self.events: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
         self._keys = 0
         self._processes: list[subprocess.Popen[bytes]] = []
-        for name in ("state/sandboxes", "log/sandboxes", "cache"):
-            (root / name).mkdir(parents=True, mode=0o700)
+        for name in ("state", "state/sandboxes", "log", "log/sandboxes", "cache"):
+            (root / name).mkdir(mode=0o700)
         self.config.write_text(
             f'state_dir = "{root}/state"\nlog_dir = "{root}/log"\ncache_dir = "{root}/cache"\nlog_level = "debug"\n'
             f'[gateway]\nsocket = "{root}/g"\n[supervisor]\nsocket = "{root}/s"\nzygote = "{root}/z"\n'
