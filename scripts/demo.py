@@ -22,8 +22,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from kuasar.api.gen.cri.v1 import container_pb2
 from kuasar.cli.cri import CriClient, CriError, container_config, pod_config
 from kuasar.cli.images import BUSYBOX, busybox_image, wasm_image
-from scripts.layout import CHECKOUT, Layout
-from scripts.stack import DEMO_LABELS, Stack, StackError
+from scripts.layout import CHECKOUT
+from scripts.stack import DEMO_LABELS, Stack, StackError, developers_layout
 
 WASM = "localhost/kuasar/hello:1"
 _SERVER = 'echo "Hello from $(hostname), process $$, $(id -un)."; while :; do sleep 3600 & wait $!; done'
@@ -161,7 +161,7 @@ def main() -> int:
     """The command. Exit codes: 0 both pods ran, 1 something failed."""
     parser = argparse.ArgumentParser(prog="demo", description="run a namespace pod and a Wasm pod")
     parser.add_argument("--containerd", default="", metavar="SOCKET", help="use this containerd instead of our own")
-    stack = Stack(Layout(foreign_containerd=parser.parse_args().containerd))
+    stack = Stack(developers_layout(parser.parse_args().containerd))
     console = Console(highlight=False, soft_wrap=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
     with CriClient(stack.layout.containerd_socket) as cri:

@@ -66,7 +66,9 @@ class Stack:
             self._require_ours()
             self._say("supervisord runs already")
         else:
-            self._say("starting supervisord with zygote, gateway and containerd")
+            self._say(
+                f"starting supervisord with zygote, gateway{'' if self.layout.foreign_containerd else ', containerd'}"
+            )
             os.makedirs(self.layout.run, mode=0o700, exist_ok=True)
             Before.note(self._before)
             render(self.layout, PAUSE)
@@ -84,6 +86,13 @@ class Stack:
         self._wait_listening("containerd", self.layout.containerd_socket, deadline)
         with CriClient(self.layout.containerd_socket, timeout=5) as cri:
             self._wait_until(lambda: not _not_ready(cri), deadline, lambda: f"containerd: {_not_ready(cri)}")
+            missing = {"kuasar-runc", "kuasar-wasmtime"} - {
+                handler.name for handler in cri.runtime_status().runtime_handlers
+            }
+        if missing:
+            drop_in = f"{self.layout.run}/containerd-kuasar.toml"
+            hint = f"name {drop_in} in `imports` of its configuration and restart it"
+            raise StackError(f"this containerd has no runtime {' and no '.join(sorted(missing))}: {hint}")
 
     def stop(self) -> list[Leftover]:
         """Remove the pods, end all processes, free everything; gives what the stack itself had failed to free.
@@ -262,6 +271,15 @@ class Stack:
 DEMO_LABELS = {"kuasar/demo": "true"}
 
 
+def developers_layout(containerd: str = "") -> Layout:
+    """That of ``make run``; a stack that was started with a containerd of others still has it."""
+    layout = Layout(foreign_containerd=containerd)
+    if containerd or not os.path.exists(layout.config):
+        return layout
+    used = load(layout.config).containerd.events.removesuffix(".ttrpc")
+    return layout if used == layout.containerd_socket else Layout(foreign_containerd=used)
+
+
 def _remove_pod(cri: CriClient, pod: str) -> str:
     try:
         cri.stop_pod(pod)
@@ -322,9 +340,8 @@ def main() -> int:
     parser.add_argument("--containerd", default="", metavar="SOCKET", help="use this containerd instead of our own")
     options = parser.parse_args()
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    stack = Stack(
-        Layout(foreign_containerd=options.containerd), lambda text: console.print(f"[bold blue]==>[/] {text}")
-    )
+    layout = developers_layout(options.containerd)
+    stack = Stack(layout, lambda text: console.print(f"[bold blue]==>[/] {text}"))
     try:
         if options.action == "start":
             stack.start()
