@@ -5,9 +5,9 @@ set -eu
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
 
-# python3-venv: our .venv            runc, crun: containers          containernetworking-plugins, iptables, iproute2: pod networks
-# busybox-static: the test images    make: this project's commands   ca-certificates: package indexes
-PACKAGES="python3 python3-venv runc crun containernetworking-plugins iptables iproute2 busybox-static make ca-certificates procps"
+# python3-venv: our .venv    runc, crun: containers    containernetworking-plugins, iproute2: pod networks
+# busybox-static: the test images    make: this project's commands    ca-certificates: package indexes
+PACKAGES="python3 python3-venv runc crun containernetworking-plugins iproute2 busybox-static make ca-certificates"
 
 missing=
 for package in $PACKAGES; do
