@@ -1,19 +1,22 @@
 """The worker's side of the bus: a DEALER on the worker's own loop (docs/bus.md).
 
-Owns the ZeroMQ context and socket of its process; made after the fork, because a context has threads. Requests are
-carried out as tasks, side by side; answers to keyed requests and events are kept until the gateway acknowledges them.
+One per worker; owns the ZeroMQ context and socket of its process, made in :meth:`BusDealer.start`, after the fork,
+because a context has threads. Requests are carried out as tasks, side by side. Answers to keyed requests and events are
+kept until the gateway acknowledges them, so that neither its death nor a broken connection loses one.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import zmq
 
 from kuasar.bus.messages import (
+    MAX_MESSAGE_BYTES,
+    Cancel,
     Event,
     Heartbeat,
     Hello,
@@ -21,22 +24,41 @@ from kuasar.bus.messages import (
     Message,
     Reply,
     Request,
+    Welcome,
     decode,
     encode,
 )
 from kuasar.core import log
-from kuasar.core.aio import Cancelled, Loop
-from kuasar.core.errors import KuasarError, wrap
-from kuasar.core.replies import ReplyCache
+from kuasar.core.aio import Future, Loop, Task, Timer
+from kuasar.core.errors import DeadlineExceeded, KuasarError, wrap
+from kuasar.core.replies import Answer, ReplyCache
 
 MAX_EVENTS = 4096
-_SILENCE_SECONDS = 15.0
-_LINGER_MS = 1000
+SILENCE_SECONDS = 15.0
+_CLOSE_SECONDS = 1.0
 _BATCH = 100
+# Plain numbers: arithmetic with the enumerations costs more than the calls they are passed to.
+_NOBLOCK = int(zmq.NOBLOCK)
+_EVENTS = int(zmq.EVENTS)
+_POLLIN = int(zmq.POLLIN)
+_POLLOUT = int(zmq.POLLOUT)
+_OPTIONS = {
+    zmq.IMMEDIATE: 1,  # nothing is queued for a gateway that is away: it will ask again
+    zmq.PROBE_ROUTER: 1,  # the gateway sees every new connection
+    zmq.RECONNECT_IVL: 10,
+    zmq.RECONNECT_IVL_MAX: 200,
+    zmq.LINGER: 0,
+    zmq.MAXMSGSIZE: MAX_MESSAGE_BYTES,
+}
 
 
 class BusDealer:
-    """One per worker. ``hello`` describes the worker at the moment of a greeting; ``handle`` carries out a request."""
+    """``hello`` describes the worker at the moment of a greeting; ``handle`` carries out a request.
+
+    ``handle`` gives the body of the answer or raises a :class:`KuasarError`; anything else it raises is answered as
+    internal. It runs to its end for a keyed request, whose deadline it has to mind itself; for an unkeyed one it is
+    cancelled at the deadline, or earlier when nobody waits any more.
+    """
 
     def __init__(
         self,
@@ -48,160 +70,286 @@ class BusDealer:
     ) -> None:
         self._loop = loop
         self._address = address
+        self._identity = identity.encode()
         self._hello = hello
         self._handle = handle
         self._replies = ReplyCache()
-        self._events: deque[tuple[Event, Callable[[], None]]] = deque()
+        self._reads: dict[tuple[int, int], Task[None]] = {}
+        self._unsent: deque[tuple[int, bytes]] = deque()
+        self._events: deque[tuple[int, bytes, Callable[[], None]]] = deque()
         self._seq = 0
+        self._sent_seq = 0
         self._epoch = 0
-        self._generation = 0
-        self._last_heard = time.monotonic()
+        self._generation = -1
         self._scheduled = False
+        self._drained: Future[None] | None = None
+        self._heard = time.monotonic()
+        self._silence: Timer | None = None
+        self._socket: zmq.Socket[bytes] | None = None
         self.on_outdated: Callable[[], None] = lambda: None
-        """Called when the gateway knows a newer worker of this sandbox."""
+        """Called when the gateway knows a newer worker of this sandbox: this one has to leave."""
         self.on_acked: Callable[[list[str]], None] = lambda keys: None
         """Called with the keys whose answers the gateway has."""
         self.dropped_events = 0
         self.malformed = 0
-        self._context = zmq.Context(1)
-        self._socket = self._context.socket(zmq.DEALER)
-        for option, value in (
-            (zmq.IDENTITY, identity.encode()),
-            (zmq.IMMEDIATE, 1),
-            (zmq.PROBE_ROUTER, 1),
-            (zmq.RECONNECT_IVL, 10),
-            (zmq.RECONNECT_IVL_MAX, 200),
-            (zmq.LINGER, 0),
-        ):
-            self._socket.setsockopt(option, value)
+        self.stale = 0
 
     def start(self) -> None:
-        """Connect; the greeting follows when the gateway answers the probe."""
-        self._generation = self._hello().generation
+        """Connect; the greeting follows when the gateway answers the probe. Call once, after the fork."""
+        self._context = zmq.Context(1)
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, self._identity)
+        for option, value in _OPTIONS.items():
+            self._socket.setsockopt(option, value)
         self._socket.connect(self._address)
-        self._loop.add_reader(self._socket.FD, self._drain)
-        self._loop.call_soon(self._drain)
-        self._loop.call_later(_SILENCE_SECONDS, self._watch_silence)
+        self._fd = int(self._socket.getsockopt(zmq.FD))
+        self._loop.add_reader(self._fd, self._drain)
+        self._drain_soon()
+        self._silence = self._loop.call_later(SILENCE_SECONDS, self._watch_silence)
 
     async def close(self) -> None:
-        """Send what is queued, at most for a second, and end."""
-        self._loop.remove_reader(self._socket.FD)
-        self._socket.close(linger=_LINGER_MS)
+        """Send what waits to be sent, at most for a second, and end. Requests under way are not answered any more.
+
+        Harmless when closed or never started.
+        """
+        socket = self._socket
+        if socket is None:
+            return
+        until = time.monotonic() + _CLOSE_SECONDS
+        if self._unsent:
+            self._drained = Future(self._loop)
+            timer = self._loop.call_at(until, self._drained.set_result, None)
+            await self._drained
+            timer.cancel()
+        self._socket = None
+        if self._silence is not None:
+            self._silence.cancel()
+        self._loop.remove_reader(self._fd)
+        for task in list(self._reads.values()):
+            task.cancel()
+        socket.close(linger=max(0, int((until - time.monotonic()) * 1000)))
         self._context.term()
 
     def publish(self, topic: str, body: dict[str, Any], acknowledged: Callable[[], None]) -> None:
         """Tell the gateway that something happened; ``acknowledged`` is called once it has it for good.
 
-        Kept until then. When 4,096 wait, the oldest is given up, counted and logged: the newest tell how things are.
+        Kept until then and sent again over each new connection. When 4,096 wait, the oldest is given up, counted and
+        logged: the newest tell how things are, and the end of a process can be asked for. Raises
+        :class:`MalformedMessage` for a body that the bus cannot carry.
         """
+        data = encode(Event(self._own_generation, self._seq + 1, topic, body))
         self._seq += 1
-        event = Event(self._generation, self._seq, topic, body)
         if len(self._events) >= MAX_EVENTS:
-            lost, _ = self._events.popleft()
+            self._events.popleft()
             self.dropped_events += 1
-            log.error("event given up: the gateway acknowledges none", topic=lost.topic, dropped=self.dropped_events)
-        self._events.append((event, acknowledged))
+            if self.dropped_events & (self.dropped_events - 1) == 0:  # 1, 2, 4, 8 …: it may be thousands
+                log.error("events given up: the gateway acknowledges none", dropped=self.dropped_events)
+        self._events.append((self._seq, data, acknowledged))
         if self._epoch:
-            self._send(event)
+            self._flush()
+
+    @property
+    def _own_generation(self) -> int:
+        if self._generation < 0:
+            self._generation = self._hello().generation
+        return self._generation
 
     # -- receiving -----------------------------------------------------------------------------------------------------
 
-    def _drain(self) -> None:
-        """The descriptor of a ZeroMQ socket is edge-triggered: read until there is nothing, and after each send too."""
+    def _drain_soon(self) -> None:
+        """A send may swallow the edge of the descriptor, so what it announced must be looked for afterwards."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._recheck)
+
+    def _recheck(self) -> None:
         self._scheduled = False
+        if self._socket is None:
+            return
+        events = int(self._socket.getsockopt(_EVENTS))
+        if events & _POLLIN:
+            self._drain()
+        elif events & _POLLOUT:
+            self._flush()
+
+    def _drain(self) -> None:
+        """The descriptor is edge-triggered: read until there is nothing, but let others have their turn."""
         for _ in range(_BATCH):
-            try:
-                data = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
+            if self._socket is None:
                 return
-            self._last_heard = time.monotonic()
             try:
-                self._receive(decode(data))
+                frames = self._socket.recv_multipart(_NOBLOCK)
+            except zmq.Again:
+                self._flush()
+                return
+            self._heard = time.monotonic()
+            try:
+                if len(frames) != 1:
+                    raise MalformedMessage(f"{len(frames)} frames, one is a message")
+                self._receive(decode(frames[0]))
             except MalformedMessage as exc:
                 self.malformed += 1
                 log.warning("malformed message dropped", error=exc, count=self.malformed)
+            except Exception as exc:  # one message must not keep the others from being read
+                self._loop.on_error("a message of the bus", exc)
         self._drain_soon()
 
-    def _drain_soon(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._drain)
-
     def _receive(self, message: Message) -> None:
-        if isinstance(message, Heartbeat):
-            self._acknowledged(message.acks, message.event_ack)
-            if message.epoch != self._epoch:
-                self._greet(message.epoch)
-        elif isinstance(message, Request):
+        if isinstance(message, Request):
             self._request(message)
+        elif isinstance(message, Heartbeat):
+            self._heartbeat(message)
+        elif isinstance(message, Welcome):
+            self._welcome(message)
+        elif isinstance(message, Cancel):
+            task = self._reads.get((message.epoch, message.n))
+            if task is not None:
+                task.cancel()
         else:
-            log.warning("a gateway does not send this", kind=message.kind)
+            raise MalformedMessage(f"{message.kind}: not for a worker")
 
-    def _greet(self, epoch: int) -> None:
-        log.debug("greeting the gateway", epoch=epoch)
-        self._epoch = epoch
-        self._send(self._hello())
-        for event, _ in self._events:
-            self._send(event)
+    def _welcome(self, welcome: Welcome) -> None:
+        """A new connection: greet, and send again what may have been lost with the old one."""
+        if self._is_outdated(welcome.generation):
+            return
+        log.debug("greeting the gateway", epoch=welcome.epoch)
+        if welcome.epoch != self._epoch:
+            self._epoch = welcome.epoch
+            self._forget_old_gateway()
+        self._unsent.appendleft((self._epoch, encode(self._hello())))
+        self._sent_seq = 0
+        self._flush()
 
-    def _acknowledged(self, keys: Iterable[str], event_seq: int) -> None:
-        acked = list(keys)
-        if acked:
-            self._replies.ack(acked)
-            self.on_acked(acked)
-        while self._events and self._events[0][0].seq <= event_seq:
-            self._events.popleft()[1]()
+    def _forget_old_gateway(self) -> None:
+        """Its callers are gone: nobody waits for what they only wanted to know."""
+        self._unsent = deque(entry for entry in self._unsent if entry[0] == self._epoch)
+        for (epoch, _), task in list(self._reads.items()):
+            if epoch != self._epoch:
+                task.cancel()
+
+    def _is_outdated(self, generation: int) -> bool:
+        if generation <= self._own_generation:
+            return False
+        log.warning("a newer worker of this sandbox exists", own=self._own_generation, newer=generation)
+        self.on_outdated()
+        return True
+
+    def _heartbeat(self, beat: Heartbeat) -> None:
+        if self._is_stale(beat.epoch) or self._is_outdated(beat.generation):
+            return
+        self._acknowledged(beat.acks)
+        if beat.generation == self._own_generation:  # else it counts the events of a predecessor
+            while self._events and self._events[0][0] <= beat.event_ack:
+                self._events.popleft()[2]()
+        self._send(Heartbeat(self._epoch, self._own_generation, [], 0))
+
+    def _is_stale(self, epoch: int) -> bool:
+        """Whether a message comes from another life of the gateway than the one that was greeted last."""
+        if epoch == self._epoch:
+            return False
+        self.stale += 1
+        log.debug("message of another gateway dropped", epoch=epoch, current=self._epoch)
+        return True
+
+    def _acknowledged(self, keys: list[str]) -> None:
+        if keys:
+            self._replies.ack(keys)
+            self.on_acked(keys)
+
+    # -- requests ------------------------------------------------------------------------------------------------------
 
     def _request(self, request: Request) -> None:
-        if request.generation > self._generation:
-            log.warning("a newer worker of this sandbox exists", own=self._generation, newer=request.generation)
-            self.on_outdated()
+        if self._is_stale(request.epoch) or self._is_outdated(request.generation):
             return
-        self._acknowledged(request.acks, 0)
+        self._acknowledged(request.acks)
+        identity = (request.epoch, request.n)
+        if identity in self._reads:
+            return  # sent again because the gateway could not know that it had arrived
         try:
-            new = self._replies.begin(
-                request.key, request.op, request.body, lambda answer: self._answer(request, answer)
-            )
+            if request.deadline is not None and request.deadline <= time.monotonic():
+                raise DeadlineExceeded(f"{request.op}: the deadline was over when the request arrived")
+            if not self._replies.begin(request.key, request.op, request.body, lambda kept: self._answer(request, kept)):
+                return
         except KuasarError as exc:
             self._answer(request, {"error": exc.to_wire()})
             return
-        if new:
-            self._loop.spawn(self._carry_out(request), request.op)
+        task = self._loop.spawn(self._carry_out(request), request.op)
+        if not request.key:
+            self._reads[identity] = task
+            timer = self._loop.call_at(request.deadline, task.cancel) if request.deadline is not None else None
+            task.add_done_callback(lambda _: self._read_done(identity, task, timer))
+
+    def _read_done(self, identity: tuple[int, int], task: Task[None], timer: Timer | None) -> None:
+        del self._reads[identity]
+        if timer is not None:
+            timer.cancel()
+        failure = task.failure()
+        if isinstance(failure, Exception):
+            self._loop.on_error(f"request {task.name}", failure)
 
     async def _carry_out(self, request: Request) -> None:
-        answer: dict[str, Any]
-        try:
-            answer = {"body": await self._handle(request)}
-        except (Exception, Cancelled) as exc:
-            error = wrap(exc, request.op)
-            if not isinstance(exc, KuasarError):
-                log.error("unexpected error", op=request.op, error=repr(exc))
-            log.info("refused", op=request.op, kind=error.kind, error=error.message)
-            answer = {"error": error.to_wire()}
+        answer = await self._do(request)
         self._replies.store(request.key, answer)
         self._answer(request, answer)
 
-    def _answer(self, request: Request, answer: dict[str, Any]) -> None:
-        reply = Reply(request.epoch, request.n, self._generation, answer.get("body"), answer.get("error"))
+    async def _do(self, request: Request) -> Answer:
         try:
-            self._send(reply)
+            return {"body": await self._handle(request)}
+        except Exception as exc:
+            error = wrap(exc, request.op)
+            if isinstance(exc, KuasarError):
+                log.info("refused", op=request.op, kind=error.kind, error=error.message)
+            else:
+                log.error("unexpected error", op=request.op, error=repr(exc))
+            return {"error": error.to_wire()}
+
+    def _answer(self, request: Request, answer: Answer) -> None:
+        epoch, n, own = request.epoch, request.n, self._own_generation
+        if epoch != self._epoch:
+            return  # whoever asked has died
+        try:
+            self._send(Reply(epoch, n, own, answer.get("body"), answer.get("error")))
         except MalformedMessage as exc:
-            error = wrap(exc, request.op).to_wire()
-            self._send(Reply(request.epoch, request.n, self._generation, None, error))
+            log.error("the answer cannot be sent", op=request.op, error=exc)
+            self._send(Reply(epoch, n, own, None, wrap(exc, f"{request.op}: the answer").to_wire()))
 
     # -- sending -------------------------------------------------------------------------------------------------------
 
     def _send(self, message: Message) -> None:
+        """Send, or keep for when the gateway reads or is back. Raises :class:`MalformedMessage`."""
         data = encode(message)
+        sent = not self._unsent and self._try_send(data)
+        if not sent and not isinstance(message, Heartbeat):  # of those the next one will do
+            self._unsent.append((self._epoch, data))
+
+    def _flush(self) -> None:
+        """Send what waits: the greeting and answers first, then events."""
+        while self._unsent:
+            if not self._try_send(self._unsent[0][1]):
+                return
+            self._unsent.popleft()
+        if self._drained is not None:
+            self._drained.set_result(None)
+        if self._epoch and self._events and self._events[-1][0] > self._sent_seq:
+            for seq, data, _ in list(self._events):
+                if seq > self._sent_seq:
+                    if not self._try_send(data):
+                        return
+                    self._sent_seq = seq
+
+    def _try_send(self, data: bytes) -> bool:
+        if self._socket is None:
+            return False
         try:
-            self._socket.send(data, zmq.NOBLOCK)
+            self._socket.send(data, _NOBLOCK)
         except zmq.Again:
-            # No gateway, or one that does not read: it will ask again, and events are kept.
-            log.debug("not sent: no gateway", kind=message.kind)
-        self._drain_soon()
+            return False  # no gateway, or one that does not read; the descriptor tells when that changes
+        finally:
+            self._drain_soon()
+        return True
 
     def _watch_silence(self) -> None:
-        silent = time.monotonic() - self._last_heard
-        if silent >= _SILENCE_SECONDS:
+        silent = time.monotonic() - self._heard
+        if silent >= SILENCE_SECONDS:
             log.warning("no word from the gateway", seconds=round(silent))
-        self._loop.call_later(_SILENCE_SECONDS, self._watch_silence)
+        self._silence = self._loop.call_later(SILENCE_SECONDS, self._watch_silence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,15 +12,26 @@ import msgpack
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+_MAX_PID = 1 << 22
 
 
 class MalformedMessage(Exception):
-    """Bytes that are no message of this version; the text says what is wrong. Drop them and go on."""
+    """What is no message of this version, or cannot become one; the text says why. Drop it and go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The gateway's answer to the probe of a new connection: who it is, and the generation of the living worker it
+    knows (0: none). The worker answers with :class:`Hello`, or leaves if it is outdated."""
+
+    kind: ClassVar[str] = "welcome"
+    epoch: int
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """A worker introduces itself to a gateway it has not met."""
+    """A worker introduces itself, over each new connection."""
 
     kind: ClassVar[str] = "hello"
     sandbox: str
@@ -49,6 +61,15 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancel:
+    """Nobody waits for the answer to an unkeyed request any more."""
+
+    kind: ClassVar[str] = "cancel"
+    epoch: int
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """The answer to a request: exactly one of ``body`` and ``error``."""
 
@@ -73,7 +94,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A sign of life that carries acknowledgements."""
+    """A sign of life that carries acknowledgements. ``event_ack`` counts only for a worker of ``generation``."""
 
     kind: ClassVar[str] = "heartbeat"
     epoch: int
@@ -82,17 +103,20 @@ class Heartbeat:
     event_ack: int
 
 
-Message = Hello | Request | Reply | Event | Heartbeat
+Message = Welcome | Hello | Request | Cancel | Reply | Event | Heartbeat
 
 
 def encode(message: Message) -> bytes:
-    """One frame. Raises :class:`MalformedMessage` if it would be larger than the bus carries."""
+    """One frame. Raises :class:`MalformedMessage` for what msgpack or the bus cannot carry."""
     wire: dict[str, Any] = {"v": VERSION, "k": message.kind}
     for name, optional in _FIELDS[type(message)].items():
         value = getattr(message, name)
         if value is not None or not optional[1]:
             wire[name] = value
-    data = bytes(msgpack.packb(wire))
+    try:
+        data: bytes = msgpack.packb(wire)
+    except (ValueError, TypeError, OverflowError) as exc:
+        raise MalformedMessage(f"{message.kind}: {exc}") from exc
     if len(data) > MAX_MESSAGE_BYTES:
         raise MalformedMessage(f"{message.kind} of {len(data)} bytes: the bus carries at most {MAX_MESSAGE_BYTES}")
     return data
@@ -108,8 +132,9 @@ def decode(data: bytes) -> Message:
         raise MalformedMessage(f"not msgpack: {exc}") from exc
     if not isinstance(wire, dict):
         raise MalformedMessage(f"a map is needed, got {type(wire).__name__}")
-    if wire.get("v") != VERSION:
-        raise MalformedMessage(f"version {wire.get('v')!r}, this side speaks {VERSION}")
+    version = wire.get("v")
+    if type(version) is not int or version != VERSION:
+        raise MalformedMessage(f"version {version!r:.80}, this side speaks {VERSION}")
     kind = wire.get("k")
     cls = _KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
@@ -150,6 +175,10 @@ def _check_parts(cls: type[Any], values: dict[str, Any]) -> None:
     for name in ("epoch", "n", "generation", "seq", "event_ack", "pid"):
         if values.get(name, 0) < 0:
             raise MalformedMessage(f"{cls.kind}: {name} is negative")
+    if values.get("pid", 0) > _MAX_PID:
+        raise MalformedMessage(f"{cls.kind}: pid is more than {_MAX_PID}")
+    if not math.isfinite(values.get("deadline", 0.0)):
+        raise MalformedMessage(f"{cls.kind}: deadline is not a time")
     if cls is Reply and ("body" in values) == ("error" in values):
         raise MalformedMessage("reply: exactly one of body and error is needed")
 

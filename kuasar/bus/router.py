@@ -1,22 +1,22 @@
-"""The gateway's side of the bus: a ROUTER on the asyncio loop (docs/bus.md).
+"""The gateway's side of the bus: requests to workers, their answers and events (docs/bus.md).
 
-Keeps every request until it is answered and sends it again to a successor of the worker that had it. A worker's death
-is noticed by its pidfd; what it means is decided by whoever set ``on_death``.
+One per gateway, on its asyncio loop. Keeps every request until it is answered and sends it again whenever a worker
+greets over a new connection, so that a worker's death costs its callers only time. Owns nothing durable: a new gateway
+learns everything from the workers' greetings. Death is noticed by pidfd; what follows is decided by ``on_death``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-import zmq
-
+from kuasar.bus.endpoint import RouterEndpoint, Sent
+from kuasar.bus.link import EventLedger, Link, Pending
 from kuasar.bus.messages import (
+    Cancel,
     Event,
     Heartbeat,
     Hello,
@@ -24,93 +24,86 @@ from kuasar.bus.messages import (
     Message,
     Reply,
     Request,
+    Welcome,
     decode,
     encode,
 )
 from kuasar.core import log
-from kuasar.core.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable, from_wire
+from kuasar.core.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    from_wire,
+)
+from kuasar.core.ids import require_id
+from kuasar.core.process import start_time
 
 HEARTBEAT_SECONDS = 5.0
-ACK_SECONDS = 0.5
-_BATCH = 200
-_MAX_PENDING = 4096
+SILENCE_SECONDS = 15.0
+MAX_REQUESTS_PER_SANDBOX = 1024
+_TICK_SECONDS = 0.5
+_FULL_SECONDS = 0.02
 
-
-@dataclass(eq=False)
-class _Pending:
-    """A request that is not answered."""
-
-    request: Request
-    future: asyncio.Future[dict[str, Any]]
-    sent_to: int = 0
-    """Generation of the worker it was last sent to; 0: to nobody yet."""
-
-
-@dataclass(eq=False)
-class Link:
-    """What the gateway knows of the worker of one sandbox."""
-
-    sandbox: str
-    hello: Hello | None = None
-    generation: int = 0
-    alive: bool = False
-    suspended: str = ""
-    """Why there will be no worker for now; empty: one is there or is expected."""
-    pidfd: int = -1
-    pending: dict[int, _Pending] = field(default_factory=dict)
-    acks: list[str] = field(default_factory=list)
-    event_seq: int = 0
-    event_ack_due: bool = False
-    greeted: asyncio.Event = field(default_factory=asyncio.Event)
+_COUNTERS = (
+    "requests",  # calls made
+    "resent",  # requests sent again to a greeting worker
+    "replies",  # answers passed on
+    "unasked",  # answers that nobody waits for: repeats, late ones, of another gateway's requests
+    "events",  # passed on
+    "event_repeats",  # seen before
+    "malformed",  # messages dropped because they were none
+    "stale",  # messages of outdated or unknown workers
+    "unroutable",  # sends to a worker that is not connected
+    "full",  # sends to a worker that does not read
+    "deaths",  # workers that ended
+)
 
 
 class BusRouter:
-    """One per gateway. Set the callbacks before :meth:`start`."""
+    """Set the callbacks before :meth:`start`; all are called from the loop.
 
-    def __init__(self, address: str) -> None:
+    ``on_hello(hello)``: a worker has greeted, before unanswered requests are sent to it.
+    ``on_event(sandbox, topic, body)``: something happened there. If it gives an awaitable, the event is acknowledged
+    when that is done, else at once; an error is logged and counts as done.
+    ``on_death(sandbox)``: its worker has ended; is awaited beside everything else.
+    """
+
+    def __init__(self, address: str, max_requests_per_sandbox: int = MAX_REQUESTS_PER_SANDBOX) -> None:
         self.epoch = time.time_ns()
         self.on_hello: Callable[[Hello], None] = lambda hello: None
-        self.on_event: Callable[[str, str, dict[str, Any]], None] = lambda sandbox, topic, body: None
+        self.on_event: Callable[[str, str, dict[str, Any]], Awaitable[None] | None] = lambda sandbox, topic, body: None
         self.on_death: Callable[[str], Coroutine[Any, Any, None]] | None = None
-        self.counters = {"malformed": 0, "stale": 0, "resent": 0, "unroutable": 0, "unasked": 0}
-        self._address = address
+        self.counters = dict.fromkeys(_COUNTERS, 0)
+        self._endpoint = RouterEndpoint(address, self._receive_frames)
+        self._max_requests = max_requests_per_sandbox
         self._links: dict[str, Link] = {}
+        self._full: set[Link] = set()
+        self._retrying = False
         self._numbers = 0
-        self._scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._lock_fd = -1
+        self._serving = False
 
     async def start(self) -> None:
-        """Bind and serve. Raises Unavailable when another gateway holds the endpoint."""
+        """Bind and serve. Raises :class:`Unavailable` when another gateway serves the address, and
+        :class:`PermissionDenied` when its directory is not ours alone."""
         self._loop = asyncio.get_running_loop()
-        path = self._address.removeprefix("ipc://")
-        self._lock_fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Unavailable(f"another gateway holds {self._address}") from None
-        self._context = zmq.Context(1)
-        self._socket = self._context.socket(zmq.ROUTER)
-        for option, value in ((zmq.ROUTER_MANDATORY, 1), (zmq.ROUTER_HANDOVER, 1), (zmq.LINGER, 0)):
-            self._socket.setsockopt(option, value)
-        self._socket.bind(self._address)
-        os.chmod(path, 0o600)
-        self._loop.add_reader(self._socket.FD, self._drain)
-        self._drain_soon()
+        self._endpoint.open()
+        self._serving = True
         self._spawn(self._beat())
 
     async def close(self) -> None:
-        """Wake everyone who waits with Unavailable, and end."""
-        for task in list(self._tasks):
+        """Wake everyone who waits with :class:`Unavailable`, and end. Harmless when not started."""
+        self._serving = False
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for link in self._links.values():
-            self._fail_all(link, "the gateway is stopping")
+            link.fail_all(Unavailable, "the gateway is stopping")
             self._unwatch(link)
-        self._loop.remove_reader(self._socket.FD)
-        self._socket.close()
-        self._context.term()
-        os.close(self._lock_fd)
+        self._endpoint.close()
 
     # -- calling -------------------------------------------------------------------------------------------------------
 
@@ -119,142 +112,160 @@ class BusRouter:
     ) -> dict[str, Any]:
         """Have the worker of ``sandbox`` do ``op``; ``deadline`` is on CLOCK_MONOTONIC, None waits for ever.
 
-        Raises what the worker answers; DeadlineExceeded when it does not answer in time; Unavailable when there is no
-        worker in time, or an operator has stopped it.
+        A ``key`` makes it safe to change things: the worker does it once, however often it is sent. Without one the
+        request may be carried out more than once, and is cancelled when the caller goes away.
+
+        Raises what the worker answers; :class:`DeadlineExceeded` when it does not answer in time (what it does has an
+        unknown effect then); :class:`Unavailable` when no worker is there by the deadline, or none is expected;
+        :class:`ResourceExhausted` when too much is under way; :class:`InvalidArgument` for a body that the bus cannot
+        carry.
         """
         link = self._links.get(sandbox)
         if link is None:
-            link = self._links[sandbox] = Link(sandbox)
-        if link.suspended and deadline is not None:
-            raise Unavailable(f"{op}: sandbox {sandbox}: {link.suspended}")
-        if len(link.pending) >= _MAX_PENDING:
-            raise ResourceExhausted(f"{op}: {_MAX_PENDING} requests wait for sandbox {sandbox}")
+            link = self._links[sandbox] = Link(sandbox, require_id(sandbox, "sandbox").encode())
+        self._refuse(link, op, deadline)
         self._numbers += 1
-        request = Request(self.epoch, self._numbers, key, op, body, deadline, link.generation, [])
-        pending = _Pending(request, self._loop.create_future())
-        link.pending[request.n] = pending
+        self.counters["requests"] += 1
+        pending = Pending(self._numbers, key, op, body, deadline, self._loop.create_future())
+        timer = None if deadline is None else self._loop.call_at(deadline, self._expire, link, pending)
+        link.pending[pending.n] = pending
         try:
-            if link.alive:
+            if link.alive and link not in self._full:
                 self._send_request(link, pending)
-            return await self._answer(link, pending)
-        finally:
-            link.pending.pop(request.n, None)
-            if key:
-                link.acks.append(key)
-
-    async def _answer(self, link: Link, pending: _Pending) -> dict[str, Any]:
-        request = pending.request
-        if request.deadline is None:
             return await pending.future
-        try:
-            async with asyncio.timeout(request.deadline - time.monotonic()):
-                return await pending.future
-        except TimeoutError:
-            if not pending.sent_to or not link.alive:
-                raise Unavailable(f"{request.op}: the worker of sandbox {link.sandbox} is not there") from None
-            raise DeadlineExceeded(f"{request.op}: sandbox {link.sandbox} did not answer in time") from None
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._settle(link, pending)
+
+    def _refuse(self, link: Link, op: str, deadline: float | None) -> None:
+        if not self._serving:
+            raise Unavailable(f"{op}: the gateway is stopping")
+        if link.suspended and deadline is not None:
+            raise Unavailable(f"{op}: sandbox {link.sandbox}: {link.suspended}")
+        if len(link.pending) >= self._max_requests:
+            raise ResourceExhausted(f"{op}: {self._max_requests} requests are under way for sandbox {link.sandbox}")
+        if deadline is not None and deadline <= time.monotonic():
+            raise DeadlineExceeded(f"{op}: the deadline was over before the request could be sent")
+
+    def _expire(self, link: Link, pending: Pending) -> None:
+        if pending.future.done():
+            return
+        op = pending.op
+        if link.alive and pending.connection == link.connection:
+            error: Exception = DeadlineExceeded(f"{op}: sandbox {link.sandbox} did not answer in time")
+        else:
+            error = Unavailable(f"{op}: the worker of sandbox {link.sandbox} was not there in time")
+        pending.future.set_exception(error)
+
+    def _settle(self, link: Link, pending: Pending) -> None:
+        """The call is over. Keys are acknowledged only when the answer has arrived: who gave up may ask again."""
+        link.pending.pop(pending.n, None)
+        if pending.answered:
+            if pending.key:
+                link.acks.append(pending.key)
+        elif not pending.key and pending.connection and link.alive:
+            self._send(link.identity, Cancel(self.epoch, pending.n))
+        if link.hello is None and not link.pending and not link.waiters and self._links.get(link.sandbox) is link:
+            del self._links[link.sandbox]
 
     def suspend(self, sandbox: str, why: str) -> None:
-        """There will be no worker for now: calls with a deadline fail at once until one greets, waits go on waiting."""
+        """Nobody is expected for now: calls with a deadline fail with ``why`` until a worker greets, waits go on.
+
+        Harmless when a worker is there.
+        """
         link = self._links.get(sandbox)
         if link is None or link.alive:
             return
         link.suspended = why
-        for pending in list(link.pending.values()):
-            if pending.request.deadline is not None and not pending.future.done():
-                pending.future.set_exception(Unavailable(f"{pending.request.op}: sandbox {sandbox}: {why}"))
+        link.fail_all(Unavailable, why, waits=False)
 
     def forget(self, sandbox: str) -> None:
-        """The sandbox is gone: whoever still waits is told."""
+        """The sandbox is gone: whoever still waits gets :class:`NotFound`. Harmless when unknown."""
         link = self._links.pop(sandbox, None)
         if link is not None:
-            self._fail_all(link, "the sandbox is gone")
+            link.fail_all(NotFound, "it has been removed")
+            link.alive = False
+            self._full.discard(link)
             self._unwatch(link)
-
-    def _fail_all(self, link: Link, why: str) -> None:
-        for pending in list(link.pending.values()):
-            if not pending.future.done():
-                pending.future.set_exception(Unavailable(f"{pending.request.op}: sandbox {link.sandbox}: {why}"))
 
     def link(self, sandbox: str) -> Link | None:
         """What is known of a sandbox's worker."""
         return self._links.get(sandbox)
 
+    @property
+    def links(self) -> list[Link]:
+        """All of them, for metrics."""
+        return list(self._links.values())
+
+    async def wait_link(self, sandbox: str, deadline: float | None = None) -> Link:
+        """The link once its worker has greeted and lives. Raises :class:`Unavailable` at ``deadline``."""
+        if not self._serving:
+            raise Unavailable(f"sandbox {sandbox}: the gateway is stopping")
+        link = self._links.get(sandbox)
+        if link is None:
+            link = self._links[sandbox] = Link(sandbox, require_id(sandbox, "sandbox").encode())
+        while not link.alive:
+            waiter = self._loop.create_future()
+            link.waiters.append(waiter)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await waiter
+            except TimeoutError:
+                raise Unavailable(f"the worker of sandbox {sandbox} was not there in time") from None
+            finally:
+                if waiter in link.waiters:
+                    link.waiters.remove(waiter)
+        return link
+
     # -- receiving -----------------------------------------------------------------------------------------------------
 
-    def _drain(self) -> None:
-        """The descriptor of a ZeroMQ socket is edge-triggered: read until there is nothing, and after each send too."""
-        self._scheduled = False
-        for _ in range(_BATCH):
-            try:
-                identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._receive_frames(identity, frames)
-        self._drain_soon()
-
-    def _drain_soon(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._drain)
-
     def _receive_frames(self, identity: bytes, frames: list[bytes]) -> None:
-        sandbox = identity.decode("ascii", errors="replace")
-        if frames in ([], [b""]):
-            self._send(sandbox, Heartbeat(self.epoch, 0, [], 0))  # a probe: say who we are, the worker greets
-            return
         try:
+            sandbox = _sandbox_of(identity)
             if len(frames) != 1:
                 raise MalformedMessage(f"{len(frames)} frames, one is a message")
-            self._receive(sandbox, decode(frames[0]))
+            if frames[0] == b"":
+                self._welcome(identity, sandbox)
+            else:
+                self._receive(sandbox, decode(frames[0]))
         except MalformedMessage as exc:
             self.counters["malformed"] += 1
-            log.warning("malformed message dropped", sandbox=sandbox, error=exc)
+            log.warning("malformed message dropped", peer=repr(identity)[:100], error=exc)
+
+    def _welcome(self, identity: bytes, sandbox: str) -> None:
+        """A new connection. Only a worker that lives makes the one at the other end outdated: a dead one's sandbox may
+        have been removed and made anew, with generations that begin again."""
+        link = self._links.get(sandbox)
+        self._send(identity, Welcome(self.epoch, link.generation if link is not None and link.alive else 0))
 
     def _receive(self, sandbox: str, message: Message) -> None:
         if isinstance(message, Hello):
             if message.sandbox != sandbox:
-                raise MalformedMessage(f"hello of {message.sandbox!r} under the name {sandbox!r}")
+                raise MalformedMessage(f"hello of {message.sandbox!r:.100} from {sandbox!r}")
             self._greeted(message)
             return
+        if not isinstance(message, Reply | Event | Heartbeat):
+            raise MalformedMessage(f"{message.kind}: not for a gateway")
         link = self._links.get(sandbox)
-        if link is None or message.generation < link.generation:
+        if link is None or message.generation != link.generation:
             self.counters["stale"] += 1
             return
+        link.heard, link.silent = time.monotonic(), False
         if isinstance(message, Reply):
             self._replied(link, message)
         elif isinstance(message, Event):
             self._told(link, message)
-        elif isinstance(message, Request):
-            raise MalformedMessage("a worker does not send requests")
-
-    def _greeted(self, hello: Hello) -> None:
-        link = self._links.setdefault(hello.sandbox, Link(hello.sandbox))
-        known = link.hello
-        if known is not None and hello.generation < link.generation:
-            self.counters["stale"] += 1
-            log.warning("an outdated worker greets", sandbox=hello.sandbox, generation=hello.generation)
-            return
-        successor = known is None or known.instance != hello.instance
-        link.hello, link.generation, link.alive, link.suspended = hello, hello.generation, True, ""
-        if successor:
-            link.event_seq = 0
-            self._watch(link)
-            log.info("worker greets", sandbox=hello.sandbox, generation=hello.generation, state=hello.state)
-        self.on_hello(hello)
-        link.greeted.set()
-        for pending in list(link.pending.values()):
-            if pending.future.done():
-                continue
-            if pending.sent_to:
-                self.counters["resent"] += 1
-            self._send_request(link, pending)
+        if link in self._full:
+            self._send_unsent(link)
 
     def _replied(self, link: Link, reply: Reply) -> None:
         pending = link.pending.get(reply.n) if reply.epoch == self.epoch else None
         if pending is None or pending.future.done():
             self.counters["unasked"] += 1
             return
+        self.counters["replies"] += 1
+        pending.answered = True
         if reply.error is not None:
             pending.future.set_exception(from_wire(reply.error))
         else:
@@ -262,62 +273,65 @@ class BusRouter:
 
     def _told(self, link: Link, event: Event) -> None:
         link.event_ack_due = True
-        if event.seq <= link.event_seq:
+        if not link.events.see(event.seq):
+            self.counters["event_repeats"] += 1
             return
-        link.event_seq = event.seq
-        self.on_event(link.sandbox, event.topic, event.body)
-
-    # -- sending -------------------------------------------------------------------------------------------------------
-
-    def _send_request(self, link: Link, pending: _Pending) -> None:
-        acks, link.acks = link.acks, []
-        request = pending.request
-        stamped = Request(
-            request.epoch, request.n, request.key, request.op, request.body, request.deadline, link.generation, acks
-        )
+        self.counters["events"] += 1
+        ledger = link.events
         try:
-            if self._send(link.sandbox, stamped):
-                pending.sent_to = link.generation
-        except MalformedMessage as exc:
-            pending.future.set_exception(InvalidArgument(f"{request.op}: {exc}"))
+            handling = self.on_event(link.sandbox, event.topic, event.body)
+        except Exception as exc:
+            log.error("event could not be handled", sandbox=link.sandbox, topic=event.topic, error=repr(exc))
+            handling = None
+        if handling is None:
+            ledger.done(event.seq)
+        else:
+            self._spawn(self._finish_event(link, ledger, event, handling))
 
-    def _send(self, sandbox: str, message: Message) -> bool:
-        data = encode(message)
+    async def _finish_event(self, link: Link, ledger: EventLedger, event: Event, handling: Awaitable[None]) -> None:
         try:
-            self._socket.send_multipart((sandbox.encode(), data), zmq.NOBLOCK)
-        except (zmq.Again, zmq.ZMQError) as exc:
-            # Nobody there, or a full pipe: unanswered requests are sent again at the next greeting.
-            self.counters["unroutable"] += 1
-            log.debug("not sent", sandbox=sandbox, kind=message.kind, why=exc)
-            return False
-        finally:
-            self._drain_soon()
-        return True
+            await handling
+        except Exception as exc:
+            log.error("event could not be handled", sandbox=link.sandbox, topic=event.topic, error=repr(exc))
+        ledger.done(event.seq)
+        link.event_ack_due = True
 
-    async def _beat(self) -> None:
-        """Heartbeats, and acknowledgements that no request has carried."""
-        last = 0.0
-        while True:
-            await asyncio.sleep(ACK_SECONDS)
-            everyone = time.monotonic() - last >= HEARTBEAT_SECONDS
-            if everyone:
-                last = time.monotonic()
-            for link in list(self._links.values()):
-                if link.alive and (everyone or link.acks or link.event_ack_due):
-                    acks, link.acks, link.event_ack_due = link.acks, [], False
-                    self._send(link.sandbox, Heartbeat(self.epoch, 0, acks, link.event_seq))
+    # -- greetings and deaths ------------------------------------------------------------------------------------------
 
-    # -- death ---------------------------------------------------------------------------------------------------------
+    def _greeted(self, hello: Hello) -> None:
+        link = self._links.get(hello.sandbox)
+        if link is None:
+            link = self._links[hello.sandbox] = Link(hello.sandbox, hello.sandbox.encode())
+        started = start_time(hello.pid) or 0
+        if _is_outdated(link, hello, started):
+            self.counters["stale"] += 1
+            log.warning("an outdated worker greets", sandbox=hello.sandbox, generation=hello.generation, pid=hello.pid)
+            self._send(link.identity, Welcome(self.epoch, link.generation))
+            return
+        new = link.hello is None or link.hello.instance != hello.instance
+        link.hello, link.started, link.suspended = hello, started, ""
+        link.alive, link.heard, link.silent = True, time.monotonic(), False
+        link.connection += 1
+        if new:
+            link.events = EventLedger()
+            self._watch(link, hello.pid)
+            log.info("worker greets", sandbox=hello.sandbox, generation=hello.generation, state=hello.state)
+        try:
+            self.on_hello(hello)
+        except Exception as exc:
+            log.error("greeting could not be handled", sandbox=hello.sandbox, error=repr(exc))
+        link.wake_waiters()
+        self.counters["resent"] += sum(pending.connection > 0 for pending in link.unsent())
+        self._send_unsent(link)
 
-    def _watch(self, link: Link) -> None:
+    def _watch(self, link: Link, pid: int) -> None:
         self._unwatch(link)
-        assert link.hello is not None
         try:
-            link.pidfd = os.pidfd_open(link.hello.pid)
-        except ProcessLookupError:
-            self._died(link)
+            link.pidfd = os.pidfd_open(pid)
+        except OSError:
+            self._loop.call_soon(self._died, link, link.connection)
             return
-        self._loop.add_reader(link.pidfd, self._died, link)
+        self._loop.add_reader(link.pidfd, self._died, link, link.connection)
 
     def _unwatch(self, link: Link) -> None:
         if link.pidfd >= 0:
@@ -325,15 +339,100 @@ class BusRouter:
             os.close(link.pidfd)
             link.pidfd = -1
 
-    def _died(self, link: Link) -> None:
+    def _died(self, link: Link, connection: int) -> None:
+        """The process behind the link has ended (unless a successor has greeted since)."""
+        if link.pidfd < 0 and link.connection != connection:
+            return
         self._unwatch(link)
         link.alive = False
-        link.greeted.clear()
+        self._full.discard(link)
+        self.counters["deaths"] += 1
         log.info("worker died", sandbox=link.sandbox, generation=link.generation, unanswered=len(link.pending))
         if self.on_death is not None:
-            self._spawn(self.on_death(link.sandbox))
+            self._spawn(self._told_death(link.sandbox, self.on_death(link.sandbox)))
+
+    async def _told_death(self, sandbox: str, handling: Awaitable[None]) -> None:
+        try:
+            await handling
+        except Exception as exc:
+            log.error("the death of a worker could not be handled", sandbox=sandbox, error=repr(exc))
+
+    # -- sending -------------------------------------------------------------------------------------------------------
+
+    def _send_request(self, link: Link, pending: Pending) -> bool:
+        """False: the worker does not read, try again later."""
+        n, key, op, body, deadline = pending.n, pending.key, pending.op, pending.body, pending.deadline
+        try:
+            sent = self._send(
+                link.identity, Request(self.epoch, n, key, op, body, deadline, link.generation, link.acks)
+            )
+        except MalformedMessage as exc:
+            pending.future.set_exception(InvalidArgument(str(exc), field="body"))
+            return True
+        if sent is Sent.FULL:
+            self._full.add(link)
+            if not self._retrying:
+                self._retrying = True
+                self._loop.call_later(_FULL_SECONDS, self._retry_full)
+            return False
+        if sent is Sent.QUEUED:
+            pending.connection = link.connection
+            link.acks = []
+        return True  # to nobody: the worker greets when it is connected again
+
+    def _send_unsent(self, link: Link) -> None:
+        self._full.discard(link)
+        for pending in link.unsent():
+            if not self._send_request(link, pending):
+                return
+
+    def _retry_full(self) -> None:
+        self._retrying = False
+        for link in list(self._full):
+            self._send_unsent(link)
+
+    def _send(self, identity: bytes, message: Message) -> Sent:
+        sent = self._endpoint.send(identity, encode(message))
+        if sent is Sent.NOBODY:
+            self.counters["unroutable"] += 1
+        elif sent is Sent.FULL:
+            self.counters["full"] += 1
+        return sent
+
+    async def _beat(self) -> None:
+        """Heartbeats, and acknowledgements that no request has carried."""
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            now = time.monotonic()
+            for link in self.links:
+                if link.alive and (link.acks or link.event_ack_due or now - link.beat >= HEARTBEAT_SECONDS):
+                    self._beat_one(link, now)
+
+    def _beat_one(self, link: Link, now: float) -> None:
+        beat = Heartbeat(self.epoch, link.generation, link.acks, link.events.acknowledged)
+        if self._send(link.identity, beat) is Sent.QUEUED:
+            link.acks, link.event_ack_due = [], False
+        link.beat = now
+        if now - link.heard > SILENCE_SECONDS and not link.silent:
+            link.silent = True
+            log.warning("the worker is silent", sandbox=link.sandbox, seconds=round(now - link.heard))
 
     def _spawn(self, coro: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(coro)
+        task = asyncio.ensure_future(coro)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _sandbox_of(identity: bytes) -> str:
+    try:
+        return require_id(identity.decode("ascii"), "identity")
+    except (UnicodeDecodeError, InvalidArgument) as exc:
+        raise MalformedMessage(f"the peer's name is no sandbox id: {exc}") from exc
+
+
+def _is_outdated(link: Link, hello: Hello, started: int) -> bool:
+    """Whether a newer worker than the greeting one is known. A lower generation in a younger process is not older: the
+    sandbox has been removed and made anew under its old name."""
+    if hello.generation >= link.generation:
+        return False
+    return not link.started or started <= link.started
