@@ -49,7 +49,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("stdout.bulk", "stdout into the log file, 64 KiB writes", "MB/s", more_is_better=True),
     Metric("stdout.lines", "stdout into the log file, 80-byte lines", "MB/s", more_is_better=True),
     Metric("worker_ready", "worker added to ready"),
-    Metric("bus", "bus request and reply, 50 workers", "µs"),
+    Metric("bus", "bus request and reply, 50 workers in turn", "µs"),
+    Metric("bus.one", "bus request and reply, one of 50 workers again and again", "µs"),
 )
 
 TARGETS: tuple[Target, ...] = (
