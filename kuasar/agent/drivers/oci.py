@@ -21,9 +21,10 @@ from typing import Any
 from kuasar.agent.drivers.base import EXEC, PAUSE, TTY, UPDATE, ContainerSetup, ProcessStdio, Started
 from kuasar.agent.files import remove_tree
 from kuasar.core import cgroup, log
-from kuasar.core.aio import Loop
+from kuasar.core.aio import Loop, Task
 from kuasar.core.errors import BackendFailed, KuasarError, NotFound, wrap
 from kuasar.core.spawn import Children, Exit
+from kuasar.core.threads import in_thread
 
 _NO_STREAMS = ProcessStdio(terminal=False, stdin=None, stdout=None, stderr=None)
 _MAX_LOG = 64 * 1024
@@ -49,6 +50,7 @@ class OciDriver:
         self._binary = binary
         self._containers: dict[str, _Container] = {}
         self._runs = itertools.count(1)
+        self._preparing: Task[None] | None = None
 
     async def create(self, setup: ContainerSetup, stdio: ProcessStdio, deadline: float | None) -> Started:
         """See ``base.Driver``."""
@@ -138,6 +140,7 @@ class OciDriver:
         arguments = [*options, setup.directory] if setup is not None else list(options)
         pid_file = f"{container.directory}/{name}.pid"
         arguments += ["--pid-file", pid_file]
+        self._prepare_move()
         try:
             if not stdio.terminal:
                 await self._runtime([verb], [*arguments, container_id], container, stdio, deadline)
@@ -151,6 +154,14 @@ class OciDriver:
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(pid_file)
+
+    def _prepare_move(self) -> None:
+        """Let the kernel's grace period pass while the runtime comes up, which will move a process between cgroups.
+
+        Saves 5 to 15 ms of every create and exec. A thread is harmless here: this driver never forks.
+        """
+        if self._preparing is None or self._preparing.done:
+            self._preparing = self._loop.spawn(in_thread(self._loop, cgroup.prepare), "prepare a move")
 
     async def _runtime(
         self,
