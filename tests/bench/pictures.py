@@ -31,7 +31,7 @@ def draw(results: Results, directory: str) -> list[str]:
 
 def _save(figure: Any, path: str) -> str:
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     pyplot.close(figure)
     return path.rpartition("/")[2]
 
