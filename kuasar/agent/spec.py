@@ -51,11 +51,6 @@ def _map(holder: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _refuse_shared_mounts(spec: dict[str, Any], linux: dict[str, Any]) -> None:
-    if linux.get("rootfsPropagation") in _SHARED:
-        raise InvalidArgument(
-            f"linux.rootfsPropagation: {linux['rootfsPropagation']}: a sandbox's mounts do not reach the host",
-            field="linux.rootfsPropagation",
-        )
     for index, mount in enumerate(spec.get("mounts") or []):
         field = f"mounts[{index}]"
         if not isinstance(mount, dict):
@@ -67,6 +62,12 @@ def _refuse_shared_mounts(spec: dict[str, Any], linux: dict[str, Any]) -> None:
                     "host, so bidirectional mount propagation is impossible (host to container works)",
                     field=f"{field}.options",
                 )
+    # After the mounts: containerd makes the root shared when one of them is, and that one is what the user wrote.
+    if linux.get("rootfsPropagation") in _SHARED:
+        raise InvalidArgument(
+            f"linux.rootfsPropagation: {linux['rootfsPropagation']}: a sandbox's mounts do not reach the host",
+            field="linux.rootfsPropagation",
+        )
 
 
 def _refuse_user_namespaces(linux: dict[str, Any]) -> None:

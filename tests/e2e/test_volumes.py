@@ -73,7 +73,7 @@ def test_one_volume_in_two_containers(pod: Pod, tmp_path: Path) -> None:
 
 
 @pytest.mark.needs(SHELL, EXEC)
-def test_later_mounts_of_the_host_arrive_only_if_asked_for(pod: Pod, shared: Path) -> None:
+def test_later_mounts_of_the_host_arrive_only_if_asked_for(shared: Path, pod: Pod) -> None:
     (shared / "later").mkdir()
     follows = pod.run_idle("follows", mounts=[bind(str(shared), "/volume", propagation=HOST_TO_CONTAINER)])
     private = pod.run_idle("private", mounts=[bind(str(shared), "/volume")])
@@ -84,16 +84,16 @@ def test_later_mounts_of_the_host_arrive_only_if_asked_for(pod: Pod, shared: Pat
 
 
 @pytest.mark.needs(SHELL, EXEC)
-def test_mounts_under_a_volume_are_seen(pod: Pod, shared: Path) -> None:
+def test_mounts_under_a_volume_are_seen(shared: Path, pod: Pod) -> None:
     (shared / "below").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", shared / "below"], check=True)
     (shared / "below" / "file").write_text("below\n")
-    container = pod.run_idle(mounts=[bind(str(shared), "/volume")])
-    assert container.sh("cat /volume/below/file") == "below\n"
+    container = pod.run_idle(mounts=[bind(str(shared / "below"), "/sub"), bind(str(shared), "/volume")])
+    assert container.sh("cat /sub/file /volume/below/file") == "below\nbelow\n"
 
 
 @pytest.mark.needs(SHELL, BIDIRECTIONAL)
-def test_mounts_of_the_container_arrive_on_the_host(pod: Pod, shared: Path) -> None:
+def test_mounts_of_the_container_arrive_on_the_host(shared: Path, pod: Pod) -> None:
     (shared / "inside").mkdir()
     container = pod.run_idle(
         mounts=[bind(str(shared), "/volume", propagation=BOTH_WAYS)], add_capabilities=["SYS_ADMIN"]
@@ -103,7 +103,7 @@ def test_mounts_of_the_container_arrive_on_the_host(pod: Pod, shared: Path) -> N
 
 
 @pytest.mark.needs(OURS)
-def test_bidirectional_propagation_is_refused(pod: Pod, shared: Path) -> None:
+def test_bidirectional_propagation_is_refused(shared: Path, pod: Pod) -> None:
     with pytest.raises(CriError, match=r"(?i)/volume.*(bidirectional|propagation|shared)"):
         pod.run_idle(mounts=[bind(str(shared), "/volume", propagation=BOTH_WAYS)])
     assert pod.run_idle("other").running()
