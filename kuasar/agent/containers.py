@@ -40,6 +40,7 @@ from kuasar.core.spawn import Children, Exit
 
 _KILL_SECONDS = 5.0
 _POLL_SECONDS = 0.002
+_MAX_DEAD = 256
 
 
 @dataclass
@@ -86,6 +87,9 @@ class Containers:
         self._directory = f"{directory}/containers"
         self._sandbox = sandbox
         self._containers: dict[str, Container] = {}
+        self._host_pids_of_dead: dict[int, int] = {}
+        """Of processes that had ended before we heard of them (an exec of ``true`` mostly has)."""
+        children.on_orphan = self._remember_host_pid
 
     @property
     def ids(self) -> list[str]:
@@ -102,9 +106,8 @@ class Containers:
     def require(self, capability: str) -> None:
         """Raise :class:`Unimplemented` naming driver and capability unless the driver has it."""
         if capability not in self.driver.capabilities:
-            raise Unimplemented(
-                f"the {self.driver.name} driver has no {capability}", engine=self.driver.name, capability=capability
-            )
+            words = self.driver.refusals.get(capability) or f"the {self.driver.name} driver has no {capability}"
+            raise Unimplemented(words, engine=self.driver.name, capability=capability)
 
     # -- create ----------------------------------------------------------------------------------------------------
 
@@ -164,9 +167,15 @@ class Containers:
         container.oom = self._watch_oom(container)
 
     def _made(self, container: Container, process: Process, started: Started, ended: Future[Exit]) -> None:
-        process.exists(started.pid, self._pids.to_host(started.pid))
+        dead = self._host_pids_of_dead.pop(started.pid, 0)
+        process.exists(started.pid, self._pids.to_host(started.pid) or dead)
         process.streams.started(started.console)
         self._loop.spawn(self._see_to_the_end(container, process, ended), f"end of {process.machine.name}")
+
+    def _remember_host_pid(self, pid: int) -> None:
+        if len(self._host_pids_of_dead) >= _MAX_DEAD:
+            del self._host_pids_of_dead[next(iter(self._host_pids_of_dead))]  # of no process that anybody starts
+        self._host_pids_of_dead[pid] = self._pids.to_host(pid)
 
     def _watch_oom(self, container: Container) -> OomWatch | None:
         def killed() -> None:

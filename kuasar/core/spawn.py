@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +74,9 @@ class Children:
         self._claims: dict[int, Future[Exit]] = {}
         self._orphans: dict[int, Exit] = {}
         self._keeping = 0
+        self.on_orphan: Callable[[int], None] = lambda _: None
+        """Called within :meth:`keeping_orphans` with the number of an unknown process that has ended, before it is
+        reaped: the last moment at which something can be asked about it."""
         self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
@@ -198,14 +201,24 @@ class Children:
             os.read(self._wake_r, 4096)
         self.reap()
 
+    def _next_dead(self) -> int:
+        """The number of a child that has ended and is still there; 0 if there is none."""
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if found is None:
+            return 0
+        if self._keeping and found.si_pid not in self._claims:
+            self.on_orphan(found.si_pid)
+        return found.si_pid
+
     def reap(self) -> None:
         """Reap everything that has ended."""
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid = self._next_dead()
+                if not pid:
+                    return
+                _, status = os.waitpid(pid, os.WNOHANG)
             except ChildProcessError:
-                return
-            if pid == 0:
                 return
             ended = Exit.from_wait_status(status)
             claim = self._claims.pop(pid, None)

@@ -9,6 +9,7 @@ of the specification, :class:`Unimplemented` for what the engine has not.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -59,6 +60,8 @@ class Driver(Protocol):
 
     name: str
     capabilities: frozenset[str]
+    refusals: Mapping[str, str]
+    """Capability that is missing -> what to tell who asks for it; a plain sentence where there is none."""
 
     async def create(self, setup: ContainerSetup, stdio: ProcessStdio, deadline: float | None) -> Started:
         """Make the container and its init process, which must not run user code yet. Undoes itself on failure."""

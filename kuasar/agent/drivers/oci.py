@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +42,7 @@ class OciDriver:
 
     name = "oci"
     capabilities = frozenset({EXEC, PAUSE, UPDATE, TTY})
+    refusals: Mapping[str, str] = {}
 
     def __init__(self, loop: Loop, children: Children, root: str, binary: str) -> None:
         self._loop = loop

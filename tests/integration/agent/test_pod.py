@@ -154,11 +154,13 @@ def test_execs_run_side_by_side_and_have_exit_codes_of_their_own(agent: Agent) -
         with pytest.raises(NotFound):
             await agent.call("task.wait", id="c", exec_id="x")
         tasks = [agent.loop.spawn(agent.start_exec("c", f"x{n}", ["sh", "-c", f"exit {n}"])) for n in range(4)]
-        for task in tasks:
-            await task
+        started = [(await task)["pid"] for task in tasks]
+        assert all(started)  # of the host, although most of them had ended before their numbers were known
+        assert len(set(started)) == len(started)
         for n in range(4):
             ended = await agent.call("task.wait", id="c", exec_id=f"x{n}")
             assert ended["exit_status"] == n
+            assert await tasks[n] == {"pid": (await agent.call("task.state", id="c", exec_id=f"x{n}"))["pid"]}
             assert (await agent.call("task.delete", id="c", exec_id=f"x{n}"))["exit_status"] == n
         user = {"uid": 1000, "gid": 1000, "additionalGids": [5]}
         stdout = agent.fifo("out")
