@@ -178,13 +178,14 @@ def _check_table(
     )
     values: dict[str, Any] = {}
     for name, fld in fields.items():
+        value = None
+        required = fld.default is dataclasses.MISSING and fld.default_factory is dataclasses.MISSING
         if name in raw:
             value = _check_value(hints[name], raw[name], prefix + name, problems)
-            if value is not None:
-                values[name] = value
-        elif fld.default is dataclasses.MISSING and fld.default_factory is dataclasses.MISSING:
+        elif required:
             problems.append(f"{prefix}{name}: missing")
-            values[name] = ""
+        if value is not None or required:
+            values[name] = value  # what is wrong is never used: the problems are raised before
     return values
 
 
