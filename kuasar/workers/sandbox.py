@@ -111,6 +111,11 @@ class Sandbox:
             if self.agent is agent:
                 await self.loop.wait_for(self._next_change(), deadline, op)
 
+    def forget_answers(self, keys: list[str]) -> None:
+        """The gateway has the answers to these keys for good; the agent need not keep them."""
+        if self.agent is not None:
+            self.agent.ack_keys(keys)
+
     def _next_change(self) -> Future[None]:
         future: Future[None] = self.loop.future()
         self._changes.append(future)
