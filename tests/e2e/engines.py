@@ -97,7 +97,7 @@ class WasmPrograms:
         return ["/args.wasm", words], b"/args.wasm\0" + words.encode() + b"\0"
 
     def flood(self) -> tuple[Sequence[str], bytes]:
-        # containerd's log has lines without their end, be that LF or CR LF: a CR that happens to stand there is lost to it
+        # containerd's log has no ends of lines, be they LF or CR LF: a CR that happens to stand there is lost
         return ["/flood.wasm"], struct.pack("<2621440I", *range(2621440)).replace(b"\r\n", b"\n")
 
     def spin(self) -> Sequence[str]:

@@ -15,6 +15,7 @@ from kuasar.cli.cri import CriClient, ExecResult, ExecStream, container_config, 
 from scripts.stack import Stack
 from tests.e2e.deadline import eventually
 from tests.e2e.engines import Engine
+from tests.e2e.gateway import Gateway
 
 
 class Line(NamedTuple):
@@ -117,6 +118,7 @@ class Container:
 class Pod:
     """A pod sandbox."""
 
+    stack: Stack
     cri: CriClient
     engine: Engine
     id: str
@@ -188,10 +190,14 @@ class Node:
         options.setdefault("log_directory", os.path.join(self.directory, f"{name}-{self._count}"))
         options.setdefault("cgroup_parent", self.stack.layout.cgroup_parent)
         config = pod_config(name, **options)
-        pod = Pod(self.cri, self.engine, self.cri.run_pod(config, self.engine.handler), config)
+        pod = Pod(self.stack, self.cri, self.engine, self.cri.run_pod(config, self.engine.handler), config)
         self.pods.append(pod.id)
         self._undo.callback(pod.remove)
         return pod
+
+    def gateway(self) -> Gateway:
+        """The gateway's own API; the channel is closed at the end of the test."""
+        return self._undo.enter_context(Gateway(self.stack.layout.gateway_socket))
 
     def close(self) -> None:
         """Removes all pods."""

@@ -10,13 +10,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kuasar.core.config import load
 from scripts.layout import CHECKOUT, Layout
 from scripts.leftovers import Leftover
 from scripts.stack import Stack
 from tests.e2e.images import wasm_modules
 
-SUBNET = "10.87.0.0/16"
-GATEWAY_ADDRESS = "10.87.0.1"
+# sessions of several checkouts may run at a time: names and addresses go by our pid (at most 7 digits)
+NAME = f"e{os.getpid()}"
+SUBNET = f"10.{128 + os.getpid() % 96}.0.0/16"
+GATEWAY_ADDRESS = SUBNET.replace("0.0/16", "0.1")
 KEPT_LOGS = f"{CHECKOUT}/.kuasar/e2e-logs"
 BROKEN = "kuasar-broken"
 """A sandboxer whose runtime binary does not exist."""
@@ -41,8 +44,9 @@ binary = "/no/such/runtime"
 @contextmanager
 def start_stack() -> Iterator[Stack]:
     """A running stack with the test images imported; what it leaves behind at the end fails the session."""
+    _stop_abandoned_stacks()
     data = tempfile.mkdtemp(prefix="kuasar-e2e-", dir="/var/tmp")
-    stack = Stack(Layout(name="e2e", data=data, subnet=SUBNET, settings=SETTINGS))
+    stack = Stack(Layout(name=NAME, data=data, subnet=SUBNET, settings=SETTINGS))
     left: list[Leftover] = []
     try:
         stack.start()
@@ -57,6 +61,17 @@ def start_stack() -> Iterator[Stack]:
                 shutil.copytree(stack.layout.logs, KEPT_LOGS)
             shutil.rmtree(data, ignore_errors=True)
     assert not left, "left over by the stack: " + ", ".join(map(str, left))
+
+
+def _stop_abandoned_stacks() -> None:
+    """A session that was killed could not stop its stack."""
+    for name in os.listdir("/run"):
+        owner = name.removeprefix("kuasar-e")
+        if name == owner or not owner.isdecimal() or os.path.exists(f"/proc/{owner}"):
+            continue
+        data = os.path.dirname(load(f"/run/{name}/kuasar.toml").log_dir)
+        Stack(Layout(name=f"e{owner}", data=data)).stop()
+        shutil.rmtree(data, ignore_errors=True)
 
 
 def supervisorctl(stack: Stack, *words: str) -> tuple[int, str]:
