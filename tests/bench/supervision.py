@@ -111,7 +111,7 @@ async def _measure(results: Results, plan: Plan, config: Config, tick: Tick) -> 
                 greeted[sandbox] = loop.create_future()
                 asked = time.perf_counter()
                 await loop.run_in_executor(thread, client.add, sandbox)
-                ready = await asyncio.wait_for(greeted[sandbox], _PATIENCE)
+                ready = await _greeting(greeted[sandbox], sandbox, config)
                 if number >= 0:
                     results.add("worker_ready", "ours", (ready - asked) * 1000)
             tick()
@@ -121,6 +121,15 @@ async def _measure(results: Results, plan: Plan, config: Config, tick: Tick) -> 
             tick()
             await asyncio.gather(*(_call(router, sandbox, "sandbox.shutdown", {}) for sandbox in greeted))
     client.close()
+
+
+async def _greeting(greeted: asyncio.Future[float], sandbox: str, config: Config) -> float:
+    try:
+        return await asyncio.wait_for(greeted, _PATIENCE)
+    except TimeoutError:
+        log_file = Path(config.sandbox_log_dir, f"{sandbox}.log")
+        said = log_file.read_text(errors="replace")[-2000:] if log_file.exists() else "nothing"
+        raise TimeoutError(f"worker {sandbox} did not greet within {_PATIENCE:g} s; its log says: {said}") from None
 
 
 async def _create_all(router: BusRouter, sandboxes: list[str]) -> None:
