@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kuasar.agent import mounts
-from kuasar.agent.drivers.base import ContainerSetup, Driver, Started
+from kuasar.agent.drivers.base import Anticipating, ContainerSetup, Driver, Started
 from kuasar.agent.events import EventLog
 from kuasar.agent.files import remove_tree
 from kuasar.agent.pids import Pids
@@ -109,6 +109,10 @@ class Containers:
             words = self.driver.refusals.get(capability) or f"the {self.driver.name} driver has no {capability}"
             raise Unimplemented(words, engine=self.driver.name, capability=capability)
 
+    def _anticipate(self) -> None:
+        if isinstance(self.driver, Anticipating):
+            self.driver.anticipate()
+
     # -- create ----------------------------------------------------------------------------------------------------
 
     async def create(
@@ -125,6 +129,7 @@ class Containers:
             raise AlreadyExists(f"container {container_id} exists already", container=container_id)
         if paths.terminal:
             self.require("tty")
+        self._anticipate()
         directory = f"{self._directory}/{container_id}"
         init = Process(self._loop, container_id, "", make_streams(self._loop, paths, is_init=True))
         container = Container(container_id, directory, f"{directory}/rootfs", bundle, init, Lock(self._loop))
@@ -212,6 +217,7 @@ class Containers:
             raise AlreadyExists(f"exec {exec_id} of container {container.id} exists already")
         if not isinstance(process.get("args"), list) or not process["args"]:
             raise InvalidArgument("process.args: must not be empty", field="process.args")
+        self._anticipate()  # its start comes some milliseconds after this
         added = Process(self._loop, container.id, exec_id, make_streams(self._loop, paths, is_init=False))
         added.spec = {**process, "terminal": paths.terminal}
         container.execs[exec_id] = added

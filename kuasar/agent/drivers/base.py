@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 EXEC = "exec"
 PAUSE = "pause"
@@ -85,3 +85,11 @@ class Driver(Protocol):
 
     async def update(self, container_id: str, resources: dict[str, Any], deadline: float | None) -> None:
         """Apply OCI LinuxResources to a created or running container."""
+
+
+@runtime_checkable
+class Anticipating(Protocol):
+    """A driver that profits from knowing some milliseconds ahead."""
+
+    def anticipate(self) -> None:
+        """A ``create`` or ``exec`` is on its way, probably. Does not block and changes nothing that can be seen."""

@@ -53,6 +53,14 @@ class OciDriver:
         self._runs = itertools.count(1)
         self._preparing: Task[None] | None = None
 
+    def anticipate(self) -> None:
+        """Let the kernel's grace period pass while the runtime comes up, which will move a process between cgroups.
+
+        Saves 5 to 15 ms of every create and exec. A thread is harmless here: this driver never forks.
+        """
+        if self._preparing is None or self._preparing.done:
+            self._preparing = self._loop.spawn(in_thread(self._loop, cgroup.prepare), "prepare a move")
+
     async def create(self, setup: ContainerSetup, stdio: ProcessStdio, deadline: float | None) -> Started:
         """See ``base.Driver``."""
         linux = setup.spec.get("linux") or {}
@@ -141,7 +149,7 @@ class OciDriver:
         arguments = [*options, setup.directory] if setup is not None else list(options)
         pid_file = f"{container.directory}/{name}.pid"
         arguments += ["--pid-file", pid_file]
-        self._prepare_move()
+        self.anticipate()
         try:
             if not stdio.terminal:
                 await self._runtime([verb], [*arguments, container_id], container, stdio, deadline)
@@ -155,14 +163,6 @@ class OciDriver:
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(pid_file)
-
-    def _prepare_move(self) -> None:
-        """Let the kernel's grace period pass while the runtime comes up, which will move a process between cgroups.
-
-        Saves 5 to 15 ms of every create and exec. A thread is harmless here: this driver never forks.
-        """
-        if self._preparing is None or self._preparing.done:
-            self._preparing = self._loop.spawn(in_thread(self._loop, cgroup.prepare), "prepare a move")
 
     async def _runtime(
         self,
