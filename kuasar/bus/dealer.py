@@ -27,6 +27,7 @@ from kuasar.bus.messages import (
     Welcome,
     decode,
     encode,
+    routing_id,
 )
 from kuasar.core import log
 from kuasar.core.aio import Future, Loop, Task, Timer
@@ -64,13 +65,13 @@ class BusDealer:
         self,
         loop: Loop,
         address: str,
-        identity: str,
+        sandbox: str,
         hello: Callable[[], Hello],
         handle: Callable[[Request], Awaitable[dict[str, Any]]],
     ) -> None:
         self._loop = loop
         self._address = address
-        self._identity = identity.encode()
+        self._sandbox = sandbox
         self._hello = hello
         self._handle = handle
         self._replies = ReplyCache()
@@ -98,7 +99,7 @@ class BusDealer:
         """Connect; the greeting follows when the gateway answers the probe. Call once, after the fork."""
         self._context = zmq.Context(1)
         self._socket = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.IDENTITY, self._identity)
+        self._socket.setsockopt(zmq.IDENTITY, routing_id(self._sandbox, self._hello().instance))
         for option, value in _OPTIONS.items():
             self._socket.setsockopt(option, value)
         self._socket.connect(self._address)

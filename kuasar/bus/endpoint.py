@@ -29,7 +29,7 @@ _POLLIN = int(zmq.POLLIN)
 _OPTIONS = {
     zmq.LINGER: 0,
     zmq.ROUTER_MANDATORY: 1,  # a send to nobody is an error, not silence
-    zmq.ROUTER_HANDOVER: 1,  # a successor takes the name over, also while its predecessor is not known to be dead
+    zmq.ROUTER_HANDOVER: 1,  # a new connection takes the name over, also while the old one is not known to be dead
     zmq.MAXMSGSIZE: MAX_MESSAGE_BYTES,  # libzmq hangs up on more before it allocates it
 }
 

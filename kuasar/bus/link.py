@@ -62,7 +62,8 @@ class Link:
     """One per sandbox. Read by anyone in the gateway, changed only by the router."""
 
     sandbox: str
-    identity: bytes
+    identity: bytes = b""
+    """Name on the bus of the worker that greeted last."""
     hello: Hello | None = None
     """The last greeting: namespace, engine, instance, generation, pid, state and containers as of then."""
     alive: bool = False

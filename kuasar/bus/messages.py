@@ -10,6 +10,9 @@ from typing import Any, ClassVar
 
 import msgpack
 
+from kuasar.core.errors import InvalidArgument
+from kuasar.core.ids import require_id
+
 VERSION = 1
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _MAX_PID = 1 << 22
@@ -104,6 +107,21 @@ class Heartbeat:
 
 
 Message = Welcome | Hello | Request | Cancel | Reply | Event | Heartbeat
+
+
+def routing_id(sandbox: str, instance: str) -> bytes:
+    """The name of one worker process on the bus."""
+    return f"{sandbox}@{instance}".encode("ascii")
+
+
+def sandbox_of(routing_id: bytes) -> str:
+    """The sandbox whose worker has this name. Raises :class:`MalformedMessage` for what is no such name."""
+    sandbox, _, instance = routing_id.decode("ascii", errors="replace").partition("@")
+    try:
+        require_id(instance, "instance")
+        return require_id(sandbox, "sandbox")
+    except InvalidArgument as exc:
+        raise MalformedMessage(f"the peer's name is not <sandbox>@<instance>: {exc}") from exc
 
 
 def encode(message: Message) -> bytes:

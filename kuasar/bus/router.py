@@ -27,6 +27,8 @@ from kuasar.bus.messages import (
     Welcome,
     decode,
     encode,
+    routing_id,
+    sandbox_of,
 )
 from kuasar.core import log
 from kuasar.core.errors import (
@@ -122,7 +124,7 @@ class BusRouter:
         """
         link = self._links.get(sandbox)
         if link is None:
-            link = self._links[sandbox] = Link(sandbox, require_id(sandbox, "sandbox").encode())
+            link = self._links[sandbox] = Link(require_id(sandbox, "sandbox"))
         self._refuse(link, op, deadline)
         self._numbers += 1
         self.counters["requests"] += 1
@@ -204,7 +206,7 @@ class BusRouter:
             raise Unavailable(f"sandbox {sandbox}: the gateway is stopping")
         link = self._links.get(sandbox)
         if link is None:
-            link = self._links[sandbox] = Link(sandbox, require_id(sandbox, "sandbox").encode())
+            link = self._links[sandbox] = Link(require_id(sandbox, "sandbox"))
         while not link.alive:
             waiter = self._loop.create_future()
             link.waiters.append(waiter)
@@ -222,13 +224,13 @@ class BusRouter:
 
     def _receive_frames(self, identity: bytes, frames: list[bytes]) -> None:
         try:
-            sandbox = _sandbox_of(identity)
+            sandbox = sandbox_of(identity)
             if len(frames) != 1:
                 raise MalformedMessage(f"{len(frames)} frames, one is a message")
             if frames[0] == b"":
                 self._welcome(identity, sandbox)
             else:
-                self._receive(sandbox, decode(frames[0]))
+                self._receive(identity, sandbox, decode(frames[0]))
         except MalformedMessage as exc:
             self.counters["malformed"] += 1
             log.warning("malformed message dropped", peer=repr(identity)[:100], error=exc)
@@ -239,16 +241,16 @@ class BusRouter:
         link = self._links.get(sandbox)
         self._send(identity, Welcome(self.epoch, link.generation if link is not None and link.alive else 0))
 
-    def _receive(self, sandbox: str, message: Message) -> None:
+    def _receive(self, identity: bytes, sandbox: str, message: Message) -> None:
         if isinstance(message, Hello):
-            if message.sandbox != sandbox:
-                raise MalformedMessage(f"hello of {message.sandbox!r:.100} from {sandbox!r}")
+            if identity != f"{message.sandbox}@{message.instance}".encode(errors="replace"):
+                raise MalformedMessage(f"hello of {message.sandbox!r:.100}, instance {message.instance!r:.100}")
             self._greeted(message)
             return
         if not isinstance(message, Reply | Event | Heartbeat):
             raise MalformedMessage(f"{message.kind}: not for a gateway")
         link = self._links.get(sandbox)
-        if link is None or message.generation != link.generation:
+        if link is None or identity != link.identity or message.generation != link.generation:
             self.counters["stale"] += 1
             return
         link.heard, link.silent = time.monotonic(), False
@@ -301,14 +303,17 @@ class BusRouter:
     def _greeted(self, hello: Hello) -> None:
         link = self._links.get(hello.sandbox)
         if link is None:
-            link = self._links[hello.sandbox] = Link(hello.sandbox, hello.sandbox.encode())
-        started = start_time(hello.pid) or 0
+            link = self._links[hello.sandbox] = Link(hello.sandbox)
+        identity, started = routing_id(hello.sandbox, hello.instance), start_time(hello.pid) or 0
         if _is_outdated(link, hello, started):
             self.counters["stale"] += 1
             log.warning("an outdated worker greets", sandbox=hello.sandbox, generation=hello.generation, pid=hello.pid)
-            self._send(link.identity, Welcome(self.epoch, link.generation))
+            self._send(identity, Welcome(self.epoch, link.generation))
             return
-        new = link.hello is None or link.hello.instance != hello.instance
+        new = identity != link.identity
+        if new and link.alive:
+            self._send(link.identity, Welcome(self.epoch, hello.generation))  # it has been replaced, and lives
+        link.identity = identity
         link.hello, link.started, link.suspended = hello, started, ""
         link.alive, link.heard, link.silent = True, time.monotonic(), False
         link.connection += 1
@@ -421,13 +426,6 @@ class BusRouter:
         task = asyncio.ensure_future(coro)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _sandbox_of(identity: bytes) -> str:
-    try:
-        return require_id(identity.decode("ascii"), "identity")
-    except (UnicodeDecodeError, InvalidArgument) as exc:
-        raise MalformedMessage(f"the peer's name is no sandbox id: {exc}") from exc
 
 
 def _is_outdated(link: Link, hello: Hello, started: int) -> bool:
