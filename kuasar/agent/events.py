@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,7 +17,7 @@ class EventLog:
     """The events of this agent. ``on_publish`` is who sends a new one on, if somebody listens."""
 
     def __init__(self) -> None:
-        self.instance = uuid.uuid4().hex
+        self.instance = os.urandom(16).hex()
         self.on_publish: Callable[[Event], None] = lambda _: None
         self._kept: deque[Event] = deque()
         self._seq = 0
