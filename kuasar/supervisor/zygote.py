@@ -87,6 +87,9 @@ WORKER = Kind(_run_worker, 3, lambda fds, _: list(fds), child_of_requester=True)
 AGENT = Kind(_run_agent, 2, lambda fds, null: [null, fds[1], fds[1], fds[0]])
 KINDS: Mapping[str, Kind] = {"worker": WORKER, "agent": AGENT}
 _MAINS = ("kuasar.workers.main", "kuasar.agent.main")
+# Of CPython's allocator for small objects (Objects/obmalloc.c) and of its bytes objects.
+_POOL_BYTES, _POOL_HEADER, _LARGEST_SMALL_OBJECT, _BYTES_OVERHEAD = 16384, 48, 512, 33
+_MOST_FILLED_BYTES = 1 << 20
 _ENGINES = tuple(BACKEND_MODULES.values())
 
 
@@ -113,6 +116,7 @@ class Zygote:
         """Answer requests until killed; ``announce`` tells supervisord that the socket listens."""
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         gc.collect()
+        self._filling = _fill_holes()
         gc.freeze()  # what is warm now is never traversed again, so its pages stay shared
         self._poll.register(self._listener, select.POLLIN)
         log.info("zygote is listening", socket=self._config.supervisor.zygote)
@@ -301,6 +305,21 @@ def run(config: Config, kinds: Mapping[str, Kind] = KINDS, announce: bool = Fals
     set_parent_death_signal(os.getppid())
     preload((*_ALWAYS_PRELOADED, *_MAINS, *_ENGINES, *config.supervisor.preload))
     Zygote(config, kinds).serve(announce)
+
+
+def _fill_holes() -> list[bytes]:
+    """Objects that occupy the free places in Python's half-used memory pools; to be kept for ever.
+
+    Else the first objects of every clone would land in those places, and each would make a whole shared page the
+    clone's own. So they lie densely in fresh pools: 0.4 MiB less per clone, for at most a few MiB here.
+    """
+    filling: list[bytes] = []
+    for size in range(48, _LARGEST_SMALL_OBJECT + 1, 16):
+        for _ in range(_MOST_FILLED_BYTES // size):
+            filling.append(bytes(size - _BYTES_OVERHEAD))
+            if id(filling[-1]) % _POOL_BYTES == _POOL_HEADER:
+                break  # the first place of a fresh pool: this size has no holes left
+    return filling
 
 
 if __name__ == "__main__":
