@@ -11,6 +11,7 @@ may not swallow.
 
 from __future__ import annotations
 
+import errno
 import heapq
 import itertools
 import os
@@ -26,6 +27,7 @@ T = TypeVar("T")
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 PRIORITY = select.EPOLLPRI
+_MANY_TIMERS = 100
 
 
 class Cancelled(BaseException):
@@ -139,6 +141,8 @@ class Task(Future[T]):
         else:
             self._waiting = waiting
             waiting.add_done_callback(self._wake)
+            if self._cancelling:  # it has cancelled itself, while it ran
+                self.cancel()
 
     def _end(self, result: Any, exception: BaseException | None) -> None:
         self._loop.tasks.discard(self)
@@ -158,17 +162,20 @@ class Task(Future[T]):
 class Timer:
     """Handle of a delayed call."""
 
-    __slots__ = ("args", "callback", "when")
+    __slots__ = ("_loop", "args", "callback", "when")
 
-    def __init__(self, when: float, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+    def __init__(self, loop: Loop, when: float, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self._loop = loop
         self.when = when
         self.callback: Callable[..., object] | None = callback
         self.args = args
 
     def cancel(self) -> None:
-        """Never call; harmless when already called."""
-        self.callback = None
-        self.args = ()
+        """Never call; harmless when already called or cancelled."""
+        if self.callback is not None:
+            self.callback = None
+            self.args = ()
+            self._loop._timer_cancelled()
 
 
 class Loop:
@@ -183,6 +190,7 @@ class Loop:
         self._ready: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
+        self._cancelled_timers = 0
         self._running = False
         self.tasks: set[Task[Any]] = set()
         self.on_error: Callable[[str, BaseException], None] = _print_error
@@ -199,9 +207,17 @@ class Loop:
 
     def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> Timer:
         """Call at ``when`` on the clock of ``time.monotonic``."""
-        timer = Timer(when, callback, args)
+        timer = Timer(self, when, callback, args)
         heapq.heappush(self._timers, (when, next(self._order), timer))
         return timer
+
+    def _timer_cancelled(self) -> None:
+        """Deadlines are far away and mostly cancelled: those must not pile up until they are due."""
+        self._cancelled_timers += 1
+        if self._cancelled_timers > _MANY_TIMERS and self._cancelled_timers * 2 > len(self._timers):
+            self._timers = [entry for entry in self._timers if entry[2].callback is not None]
+            heapq.heapify(self._timers)
+            self._cancelled_timers = 0
 
     def future(self) -> Future[Any]:
         """A new pending future of this loop."""
@@ -223,28 +239,47 @@ class Loop:
     async def wait_for(self, awaitable: Awaitable[T], deadline: float | None, what: str = "the call") -> T:
         """The result of ``awaitable``, or :class:`DeadlineExceeded` at ``deadline`` (monotonic; None: never).
 
-        A coroutine is cancelled at the deadline; a plain future belongs to its owner and is left pending.
+        A coroutine is cancelled at the deadline, or when the caller is cancelled, and has unwound when this returns or
+        raises; what it gives in spite of that counts. A future or task belongs to its owner and is left alone.
         """
         if deadline is None:
             return await awaitable
-        owned = not isinstance(awaitable, Future)
-        inner: Future[T] = self.spawn(_await(awaitable), what) if owned else awaitable  # type: ignore[assignment]
-        gate: Future[bool] = Future(self)
-        timer = self.call_at(deadline, gate.set_result, False)
+        if isinstance(awaitable, Future):
+            future: Future[T] = awaitable
+            if not await self._ends_by(future, deadline):
+                raise DeadlineExceeded(f"{what} did not finish in time")
+            return future.result()
+        task = self.spawn(_await(awaitable), what)
+        try:
+            if await self._ends_by(task, deadline):
+                return task.result()
+        except Cancelled:
+            task.cancel()
+            await self._ends_by(task, None)
+            task.failure()
+            raise
+        task.cancel()
+        await self._ends_by(task, None)
+        failure = task.failure()
+        if failure is None:
+            return task.result()
+        raise DeadlineExceeded(f"{what} did not finish in time") from failure
 
-        def opened(_: Future[T]) -> None:
+    async def _ends_by(self, future: Future[Any], deadline: float | None) -> bool:
+        """Whether ``future`` ends by ``deadline``; neither its result nor its error is looked at."""
+        gate: Future[bool] = Future(self)
+
+        def opened(_: Future[Any]) -> None:
             gate.set_result(True)
 
-        inner.add_done_callback(opened)
+        timer = None if deadline is None else self.call_at(deadline, gate.set_result, False)
+        future.add_done_callback(opened)
         try:
-            if not await gate:
-                raise DeadlineExceeded(f"{what} did not finish in time")
-            return inner.result()
+            return await gate
         finally:
-            timer.cancel()
-            inner.remove_done_callback(opened)
-            if owned and not inner.done:
-                inner.cancel()
+            if timer is not None:
+                timer.cancel()
+            future.remove_done_callback(opened)
 
     # -- descriptors -----------------------------------------------------------------------------------------------
 
@@ -264,16 +299,19 @@ class Loop:
         """Forget the writer; harmless when there is none."""
         self._unregister(fd, WRITE)
 
-    def wait_readable(self, fd: int) -> Future[None]:
-        """A future that is done when ``fd`` is readable or hung up (a pidfd: when the process has ended)."""
+    async def wait_readable(self, fd: int) -> None:
+        """Wait until ``fd`` is readable or hung up (a pidfd: until the process has ended). Takes the reader's place."""
         future: Future[None] = Future(self)
 
         def readable() -> None:
-            self.remove_reader(fd)
             future.set_result(None)
 
         self.add_reader(fd, readable)
-        return future
+        try:
+            await future
+        finally:
+            if self._handlers.get(fd, {}).get(READ) is readable:  # nobody else has taken the place since
+                self.remove_reader(fd)
 
     def _register(self, fd: int, event: int, callback: Callable[[], object]) -> None:
         handlers = self._handlers.get(fd)
@@ -281,10 +319,13 @@ class Loop:
             self._handlers[fd] = {event: callback}
             self._epoll.register(fd, event)
             return
-        known = event in handlers
         handlers[event] = callback
-        if not known:
+        try:
             self._epoll.modify(fd, _mask(handlers))
+        except FileNotFoundError:
+            # The number is another file's now: its predecessor was closed while it was watched, against the rule.
+            self._handlers[fd] = {event: callback}
+            self._epoll.register(fd, event)
 
     def _unregister(self, fd: int, event: int) -> None:
         handlers = self._handlers.get(fd)
@@ -294,18 +335,22 @@ class Loop:
             self._epoll.modify(fd, _mask(handlers))
             return
         del self._handlers[fd]
-        self._epoll.unregister(fd)
+        try:
+            self._epoll.unregister(fd)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOENT, errno.EBADF):  # closed before: the kernel has forgotten it already
+                raise
 
     # -- running ---------------------------------------------------------------------------------------------------
 
     def run(self, coro: Coroutine[Any, Any, T]) -> T:
-        """Run until ``coro`` is done and give its result."""
+        """Run until ``coro`` is done and give its result. :meth:`stop` cancels it and waits until it has unwound."""
         task = self.spawn(coro, "main")
         task.add_done_callback(lambda _: self.stop())
         self.run_forever()
         if not task.done:
             task.cancel()
-            self._run_ready()
+            self.run_forever()
         return task.result()
 
     def run_forever(self) -> None:
@@ -342,8 +387,11 @@ class Loop:
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)[2]
-            if timer.callback is not None:
-                self._call(timer.callback, timer.args)
+            due, timer.callback = timer.callback, None  # cancelling it has no effect from here on
+            if due is None:
+                self._cancelled_timers -= 1
+            else:
+                self._call(due, timer.args)
         self._run_ready()
 
     def _run_ready(self) -> None:
@@ -360,6 +408,7 @@ class Loop:
     def _until_next_timer(self) -> float:
         while self._timers and self._timers[0][2].callback is None:
             heapq.heappop(self._timers)
+            self._cancelled_timers -= 1
         if not self._timers:
             return -1
         return max(0.0, self._timers[0][0] - time.monotonic())

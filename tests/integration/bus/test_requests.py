@@ -133,13 +133,13 @@ def test_the_same_key_is_done_once_and_acknowledged(stage: Stage) -> None:
             stage.worker("s1")
             twins = [router.call("s1", "test.count", {"seconds": 0.05}, key="k", deadline=soon()) for _ in range(3)]
             assert await asyncio.gather(*twins) == [{"key": "k"}] * 3
-            first, second = await asyncio.gather(
+            results: list[Any] = await asyncio.gather(
                 router.call("s1", "test.count", {"seconds": 0.05}, key="k2", deadline=soon()),
                 router.call("s1", "test.count", {"seconds": 0.06}, key="k2", deadline=soon()),
                 return_exceptions=True,
             )
-            assert first == {"key": "k2"}
-            assert isinstance(second, errors.InvalidArgument)
+            assert results[0] == {"key": "k2"}
+            assert isinstance(results[1], errors.InvalidArgument)
             assert stage.lines("count") == ["k", "k2"]
             while (facts := await router.call("s1", "test.facts", {}, deadline=soon()))["acked_keys"][:3] != ["k"] * 3:
                 await asyncio.sleep(0.01)

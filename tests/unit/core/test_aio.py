@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kuasar.core.aio import Cancelled, Future, Lock, Loop
+from kuasar.core.aio import Cancelled, Future, Lock, Loop, Task
 from kuasar.core.errors import DeadlineExceeded
 
 
@@ -206,3 +206,170 @@ def test_a_lock_is_first_come_first_served_and_survives_cancellation(loop: Loop)
 
     loop.run(scenario())
     assert order == ["first", "third"]
+
+
+def test_a_task_that_cancels_itself_is_cancelled_at_its_next_wait(loop: Loop) -> None:
+    async def scenario() -> None:
+        tasks: list[Task[None]] = []
+
+        async def suicidal() -> None:
+            tasks[0].cancel()
+            await loop.future()
+
+        tasks.append(loop.spawn(suicidal()))
+        with pytest.raises(Cancelled):
+            await loop.wait_for(tasks[0], time.monotonic() + 5)
+
+    loop.run(scenario())
+
+
+def test_a_coroutine_has_unwound_when_its_deadline_is_told(loop: Loop) -> None:
+    order: list[str] = []
+
+    async def slow_to_clean_up() -> None:
+        try:
+            await loop.future()
+        finally:
+            await loop.sleep(0.01)
+            order.append("clean")
+
+    async def scenario() -> None:
+        with pytest.raises(DeadlineExceeded):
+            await loop.wait_for(slow_to_clean_up(), time.monotonic() + 0.001)
+        order.append("told")
+
+    loop.run(scenario())
+    assert order == ["clean", "told"]
+
+
+def test_a_coroutine_has_unwound_when_who_waits_for_it_has(loop: Loop) -> None:
+    order: list[str] = []
+
+    async def slow_to_clean_up() -> None:
+        try:
+            await loop.future()
+        finally:
+            await loop.sleep(0.01)
+            order.append("inner")
+
+    async def outer() -> None:
+        try:
+            await loop.wait_for(slow_to_clean_up(), time.monotonic() + 5)
+        finally:
+            order.append("outer")
+
+    async def scenario() -> None:
+        task = loop.spawn(outer())
+        await loop.sleep(0.001)
+        task.cancel()
+        with pytest.raises(Cancelled):
+            await task
+
+    loop.run(scenario())
+    assert order == ["inner", "outer"]
+
+
+def test_a_result_that_comes_in_spite_of_the_deadline_counts_and_an_error_is_the_reason(loop: Loop) -> None:
+    async def stubborn() -> int:
+        try:
+            await loop.future()
+        except Cancelled:
+            return 4
+        return 0
+
+    async def failing() -> None:
+        try:
+            await loop.future()
+        finally:
+            raise ValueError("while cleaning up")
+
+    async def scenario() -> None:
+        assert await loop.wait_for(stubborn(), time.monotonic() + 0.001) == 4
+        with pytest.raises(DeadlineExceeded) as caught:
+            await loop.wait_for(failing(), time.monotonic() + 0.001)
+        assert isinstance(caught.value.__cause__, ValueError)
+
+    loop.run(scenario())
+
+
+def test_cancelled_timers_do_not_pile_up_until_they_are_due(loop: Loop) -> None:
+    kept = [loop.call_later(3600 + n, pytest.fail) for n in range(10)]
+    fired: list[int] = []
+
+    async def scenario() -> None:
+        for _ in range(10_000):
+            loop.call_later(3600, pytest.fail).cancel()
+        loop.call_later(0.001, fired.append, 1)
+        await loop.sleep(0.01)
+
+    loop.run(scenario())
+    assert fired == [1]
+    assert len(loop._timers) < 500
+    assert {entry[2] for entry in loop._timers} >= set(kept)
+
+
+def test_a_timer_may_be_cancelled_by_and_after_its_own_call(loop: Loop) -> None:
+    async def scenario() -> None:
+        called: Future[None] = loop.future()
+
+        def call() -> None:
+            timer.cancel()
+            called.set_result(None)
+
+        timer = loop.call_later(0, call)
+        await called
+        timer.cancel()
+        timer.cancel()
+
+    loop.run(scenario())
+    assert loop._cancelled_timers == 0
+
+
+def test_a_wait_for_a_descriptor_that_is_given_up_leaves_nothing_behind(loop: Loop) -> None:
+    """The number is soon another file's: a reader that stayed would be deaf, or hear for the wrong one."""
+
+    async def scenario() -> None:
+        for _ in range(3):
+            reader, writer = os.pipe()
+            with pytest.raises(DeadlineExceeded):
+                await loop.wait_for(loop.wait_readable(reader), time.monotonic() + 0.001)
+            os.write(writer, b"x")
+            await loop.wait_for(loop.wait_readable(reader), time.monotonic() + 5)
+            os.close(reader)
+            os.close(writer)
+
+    loop.run(scenario())
+
+
+def test_a_descriptor_closed_while_watched_does_not_deafen_its_successor(loop: Loop) -> None:
+    async def scenario() -> None:
+        reader, writer = os.pipe()
+        loop.add_reader(reader, pytest.fail)
+        os.close(reader)
+        os.close(writer)
+        again, writer = os.pipe()
+        assert again == reader
+        os.write(writer, b"x")
+        await loop.wait_for(loop.wait_readable(again), time.monotonic() + 5)
+        loop.add_reader(again, pytest.fail)
+        os.close(again)
+        loop.remove_reader(again)  # harmless, if late
+        os.close(writer)
+
+    loop.run(scenario())
+
+
+def test_stopping_cancels_what_runs_and_lets_it_unwind(loop: Loop) -> None:
+    unwound: list[bool] = []
+
+    async def endless() -> None:
+        try:
+            await loop.future()
+        finally:
+            await loop.sleep(0.005)
+            unwound.append(True)
+
+    loop.call_later(0.001, loop.stop)
+    with pytest.raises(Cancelled):
+        loop.run(endless())
+    assert unwound == [True]
