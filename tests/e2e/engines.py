@@ -19,6 +19,7 @@ TTY = "tty"
 PAUSE = "pause"
 UPDATE = "update"
 STATS = "stats"
+SHARED_KERNEL = "shared-kernel"  # processes of containers are processes of the host, in its cgroups
 HOST_NETWORK = "host-network"
 HOST_PID = "host-pid"
 SHARED_PID = "shared-pid"
@@ -124,8 +125,8 @@ class Engine:
         return capability in self.capabilities
 
 
-_LINUX = frozenset({SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, HOST_NETWORK, HOST_PID, SHARED_PID, DEVICES})
-_WASM = frozenset({WASM, PAUSE, UPDATE, STATS, HOST_NETWORK})
+_LINUX = frozenset({SHARED_KERNEL, SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, HOST_NETWORK, HOST_PID, SHARED_PID, DEVICES})
+_WASM = frozenset({SHARED_KERNEL, WASM, PAUSE, UPDATE, STATS, HOST_NETWORK})
 
 ENGINES = {
     engine.handler: engine

@@ -47,8 +47,8 @@ class Gateway:
         return self.controller.Start(request, timeout=TIMEOUT, metadata=NAMESPACE)
 
     def stop(self, pod: str, sandboxer: str) -> sandbox.ControllerStopResponse:
-        """Stops it."""
-        request = sandbox.ControllerStopRequest(sandbox_id=pod, sandboxer=sandboxer, timeout_secs=5)
+        """Stops it; what does not end within a second is killed."""
+        request = sandbox.ControllerStopRequest(sandbox_id=pod, sandboxer=sandboxer, timeout_secs=1)
         return self.controller.Stop(request, timeout=TIMEOUT, metadata=NAMESPACE)
 
     def shutdown(self, pod: str, sandboxer: str) -> sandbox.ControllerShutdownResponse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import ipaddress
+import os
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from kuasar.api.gen.cri.v1.pod_pb2 import DNSConfig
 from tests.e2e.deadline import eventually
-from tests.e2e.engines import EXEC, SHELL
+from tests.e2e.engines import EXEC, HOST_NETWORK, SHARED_KERNEL, SHELL
 from tests.e2e.harness import Container, Node, Pod
 from tests.e2e.stack import GATEWAY_ADDRESS, SUBNET
 
@@ -53,6 +54,23 @@ def test_pods_have_addresses_of_their_own(node: Node) -> None:
     addresses = {node.pod().address for _ in range(2)}
     assert len(addresses) == 2
     assert all(ipaddress.ip_address(address) in ipaddress.ip_network(SUBNET) for address in addresses)
+
+
+@pytest.mark.needs(SHARED_KERNEL)
+def test_containers_are_in_the_network_of_their_pod(node: Node) -> None:
+    def network(container: Container) -> str:
+        return os.readlink(f"/proc/{container.pid}/ns/net")
+
+    pod, host = node.pod(), os.readlink("/proc/self/ns/net")
+    one, two, other = network(pod.run_idle("one")), network(pod.run_idle("two")), network(node.pod().run_idle())
+    assert one == two
+    assert len({one, other, host}) == 3
+
+
+@pytest.mark.needs(HOST_NETWORK, SHARED_KERNEL)
+def test_containers_are_in_the_network_of_the_host(node: Node) -> None:
+    container = node.pod(host_network=True).run_idle()
+    assert os.readlink(f"/proc/{container.pid}/ns/net") == os.readlink("/proc/self/ns/net")
 
 
 @pytest.mark.needs(SHELL, EXEC)

@@ -8,7 +8,7 @@ from kuasar.api.gen.cri.v1.common_pb2 import LinuxContainerResources
 from kuasar.api.gen.cri.v1.stats_pb2 import ContainerStats, PodSandboxStats
 from tests.e2e import cgroups
 from tests.e2e.deadline import eventually
-from tests.e2e.engines import SHELL, STATS, UPDATE
+from tests.e2e.engines import SHARED_KERNEL, SHELL, STATS, UPDATE
 from tests.e2e.harness import Pod
 
 MIB = 1 << 20
@@ -32,6 +32,7 @@ def test_out_of_memory_of_one_leaves_the_other(pod: Pod) -> None:
     assert pod.ready
 
 
+@pytest.mark.needs(SHARED_KERNEL)
 def test_limits_are_set(pod: Pod) -> None:
     wanted = LinuxContainerResources(
         memory_limit_in_bytes=128 * MIB, cpu_shares=512, cpu_period=100000, cpu_quota=150000
@@ -43,7 +44,7 @@ def test_limits_are_set(pod: Pod) -> None:
         assert cgroups.read(pid, "cpu.shares") == "512"
 
 
-@pytest.mark.needs(UPDATE)
+@pytest.mark.needs(UPDATE, SHARED_KERNEL)
 def test_limits_are_changed_while_it_runs(pod: Pod) -> None:
     container = pod.run_idle(resources=LinuxContainerResources(memory_limit_in_bytes=128 * MIB, cpu_shares=512))
     pod.cri.update_resources(
@@ -59,6 +60,7 @@ def test_limits_are_changed_while_it_runs(pod: Pod) -> None:
     assert container.status().resources.linux.memory_limit_in_bytes == 96 * MIB
 
 
+@pytest.mark.needs(SHARED_KERNEL)
 def test_containers_have_groups_of_their_own_below_the_pod_s_parent(pod: Pod) -> None:
     paths = {cgroups.path_of(pod.run_idle(name).pid, "memory") for name in ("one", "two")}
     assert len(paths) == 2

@@ -9,19 +9,28 @@ import grpc
 import pytest
 
 from kuasar.api.gen.cri.v1.common_pb2 import LinuxContainerResources
+from kuasar.api.gen.cri.v1.container_pb2 import Mount
 from kuasar.cli.cri import CriError, bind
 from tests.e2e.engines import WASM
 from tests.e2e.harness import Pod
 
 pytestmark = pytest.mark.needs(WASM)
 
-ROOT, VOLUME = "3", "4"  # descriptors of the directories a module finds open: the image, then each mount
+ROOT = "3"  # the first directory that a module finds open is its root
 NOT_PERMITTED = (
     63,
     69,
     76,
     29,
 )  # WASI's numbers for EPERM, EROFS and ENOTCAPABLE; wasmtime makes EIO of the host's EROFS
+
+
+def descriptor_of(pod: Pod, directory: str, mounts: list[Mount]) -> str:
+    """Under which descriptor a module finds a directory open."""
+    container = pod.run(["/preopens.wasm"], "preopens", mounts=mounts)
+    assert container.wait().exit_code == 0
+    names = container.wait_for_log(directory.encode() + b"\n").decode().split("\n")
+    return str(int(ROOT) + names.index(directory))
 
 
 def test_entrypoint_of_the_image(pod: Pod) -> None:
@@ -58,6 +67,17 @@ def test_stdin(pod: Pod) -> None:
     container.wait_for_log(b"in and out\n")
 
 
+def test_terminal(pod: Pod) -> None:
+    container = pod.run(["/cat.wasm"], tty=True, stdin=True)
+    with container.attach(tty=True, stdin=True) as stream:
+        stream.send_stdin(b"typed\n")
+        stream.read_until(b"typed\r\n")  # the terminal's echo
+        stream.read_until(b"typed\r\n")  # the module's answer
+        stream.send_stdin(b"\x04")
+        stream.wait()
+    assert container.wait().exit_code == 0
+
+
 def test_without_stdin(pod: Pod) -> None:
     assert pod.run(["/cat.wasm"]).wait().exit_code == 0
 
@@ -89,10 +109,7 @@ def test_read_only_root(pod: Pod) -> None:
 def test_writable_volume(pod: Pod, tmp_path: Path) -> None:
     (tmp_path / "from-host").write_bytes(b"from the host\n")
     mounts = [bind(str(tmp_path), "/volume")]
-    preopens = pod.run(["/preopens.wasm"], "preopens", mounts=mounts)
-    assert preopens.wait().exit_code == 0
-    names = preopens.wait_for_log(b"/volume\n").decode().split("\n")
-    volume = str(3 + names.index("/volume"))
+    volume = descriptor_of(pod, "/volume", mounts)
     reads = pod.run(["/read.wasm", volume, "from-host"], "reads", mounts=mounts)
     assert reads.wait().exit_code == 0
     reads.wait_for_log(b"from the host\n")
@@ -108,7 +125,8 @@ def test_read_only_volume(pod: Pod, tmp_path: Path) -> None:
     reads.wait_for_log(b"from the host\n")
     writes = pod.run(["/write.wasm", ROOT, "volume/from-module"], "writes", mounts=mounts)
     assert writes.wait().exit_code in NOT_PERMITTED
-    writes = pod.run(["/write.wasm", VOLUME, "from-module"], "writes", mounts=mounts)
+    volume = descriptor_of(pod, "/volume", mounts)
+    writes = pod.run(["/write.wasm", volume, "from-module"], "writes", mounts=mounts)
     assert writes.wait().exit_code in NOT_PERMITTED
     assert not (tmp_path / "from-module").exists()
 
