@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import grpc
 import pytest
 
@@ -48,6 +50,17 @@ def test_container_states(pod: Pod) -> None:
     assert refused.value.code == grpc.StatusCode.NOT_FOUND
     container.remove()  # removing what is gone succeeds
     assert pod.ready
+
+
+def test_pods_are_made_and_removed_at_the_same_time(node: Node) -> None:
+    def turn(number: int) -> int:
+        pod = node.pod(f"parallel-{number}")
+        code = pod.run(pod.engine.programs.exit(number)).wait(30).exit_code
+        pod.remove()
+        return code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(turn, range(16))) == list(range(16))
 
 
 @pytest.mark.parametrize("code", [0, 1, 42, 255])
