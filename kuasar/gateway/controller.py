@@ -6,6 +6,7 @@ Each method takes the request and the :class:`Call` and gives the response or ra
 
 from __future__ import annotations
 
+import asyncio
 import platform
 import time
 
@@ -24,6 +25,7 @@ from kuasar.gateway.supervision import Supervision
 from kuasar.gateway.times import timestamp
 
 _DEFAULT_GRACE_SECONDS = 10.0
+_ABANDON_SECONDS = 30.0
 _ARCHITECTURES = {"x86_64": ("amd64", ""), "aarch64": ("arm64", "v8"), "riscv64": ("riscv64", "")}
 _TASK_API_VERSION = 3
 
@@ -36,6 +38,7 @@ class ControllerService:
         self._directory = directory
         self._workers = workers
         self._supervision = supervision
+        self._background: set[asyncio.Task[None]] = set()
 
     async def Create(self, request: pb.ControllerCreateRequest, call: Call) -> pb.ControllerCreateResponse:  # noqa: N802
         """Record the sandbox and give it a worker; nothing of it runs yet."""
@@ -56,12 +59,19 @@ class ControllerService:
                 "config": config,
             }
             await self._workers.change(sandbox, "sandbox.create", body, call)
+        except AlreadyExists:
+            raise  # the worker has a sandbox that we had not heard of: it is not ours to end
         except BaseException:
-            self._directory.forget(sandbox)
-            self._supervision.remove_soon(sandbox)
+            self._give_up(sandbox, call.namespace)
             raise
         self._directory.add_sandbox(call.namespace, sandbox, request.sandboxer)
         return pb.ControllerCreateResponse(sandbox_id=sandbox)
+
+    def _give_up(self, sandbox: str, namespace: str) -> None:
+        """Have what a failed Create has made removed, without keeping the caller waiting."""
+        task = asyncio.ensure_future(self._abandon(sandbox, namespace))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def _engine_of(self, sandboxer: str) -> str:
         entry = self._config.sandboxers.get(sandboxer)
@@ -79,7 +89,7 @@ class ControllerService:
         except WrongState:
             raise  # it is running, or going already
         except KuasarError:
-            await self._abandon(sandbox, call)
+            await self._abandon(sandbox, call.namespace)
             raise
         log.info("sandbox started", sandbox=sandbox, ms=round((time.monotonic() - started) * 1000, 1))
         return pb.ControllerStartResponse(
@@ -90,15 +100,16 @@ class ControllerService:
             version=_TASK_API_VERSION,
         )
 
-    async def _abandon(self, sandbox: str, call: Call) -> None:
-        """A start failed: containerd forgets such a sandbox without another word, so nothing of it may stay."""
+    async def _abandon(self, sandbox: str, namespace: str) -> None:
+        """Create or Start failed: containerd forgets such a sandbox without another word, so nothing of it may stay."""
+        call = Call(namespace, time.monotonic() + _ABANDON_SECONDS)
         try:
-            await self._workers.change(sandbox, "sandbox.shutdown", {}, Call(call.namespace, None))
+            await self._workers.change(sandbox, "sandbox.shutdown", {}, call)
         except KuasarError as exc:
-            log.error("a sandbox whose start failed could not be removed", sandbox=sandbox, error=exc)
-            return
+            log.error("a sandbox that failed could not be removed in order", sandbox=sandbox, error=exc)
+            self._supervision.remove_soon(sandbox)
         self._directory.forget(sandbox)
-        log.warning("a sandbox whose start failed was removed", sandbox=sandbox)
+        log.warning("a sandbox that failed was removed", sandbox=sandbox)
 
     async def Platform(self, request: pb.ControllerPlatformRequest, call: Call) -> pb.ControllerPlatformResponse:  # noqa: N802
         """Where containers of this sandbox run: every engine of today runs the host's architecture."""

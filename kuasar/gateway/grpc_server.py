@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from kuasar.core.config import Config
 from kuasar.core.errors import KuasarError
@@ -47,7 +48,6 @@ def _handlers(name: str, methods: dict[str, Method]) -> grpc.GenericRpcHandler:
         {
             method_name: grpc.unary_unary_rpc_method_handler(
                 _handler(method),
-                request_deserializer=method.request.FromString,
                 response_serializer=method.response.SerializeToString,
             )
             for method_name, method in methods.items()
@@ -56,13 +56,18 @@ def _handlers(name: str, methods: dict[str, Method]) -> grpc.GenericRpcHandler:
 
 
 def _handler(method: Method) -> Callable[[Any, Any], Awaitable[Any]]:
-    async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    # The bytes are decoded here: gRPC itself would answer what does not decode with UNKNOWN.
+    async def handle(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         metadata = {str(key): str(value) for key, value in context.invocation_metadata() or ()}
         remaining = context.time_remaining()
+        try:
+            message = method.request.FromString(request)
+        except DecodeError as exc:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{method.name}: the request does not decode: {exc}")
         endless = remaining is None or remaining > _FOREVER_SECONDS
         deadline = None if endless else time.monotonic() + (remaining or 0.0)
         try:
-            return await method(request, metadata, NAMESPACE_KEY, deadline)
+            return await method(message, metadata, NAMESPACE_KEY, deadline)
         except KuasarError as exc:
             await context.abort(code_of(exc), exc.message)
 

@@ -38,6 +38,7 @@ from kuasar.gateway.ttrpc_server import TtrpcServer
 from kuasar.supervisor.client import SupervisorClient
 
 _STOP_SECONDS = 1.0
+_RESTART_SECONDS = 1.0
 EXIT_USAGE = 2
 EXIT_BUSY = 3
 
@@ -118,7 +119,11 @@ def _connect(router: BusRouter, directory: Directory, announcer: Announcer, supe
         announcer.from_worker(directory.namespace_of(sandbox), topic, body)
 
     async def look_after(sandbox: str) -> None:
-        """An operator may have stopped the worker: then its callers are told, instead of waiting for a successor."""
+        """An operator may have stopped the worker: then its callers are told, instead of waiting for a successor.
+
+        Not at once: a restart begins with a stop.
+        """
+        await asyncio.sleep(_RESTART_SECONDS)
         try:
             if await supervision.operator_stopped(sandbox):
                 router.suspend(

@@ -65,13 +65,13 @@ class Tasks:
         sandbox.machine.require(State.READY, doing="create a container")
         spec = read_spec(body["bundle"])
         add_pod_mounts(spec, sandbox.files_dir, sandbox.shm_dir)
-        path = cgroups_path(spec)
+        path = cgroup.expand(cgroups_path(spec) or f"/kuasar/{sandbox.id}-{container_id}")
+        spec.setdefault("linux", {})["cgroupsPath"] = path
         known = container_id in sandbox.record.containers
-        if path:
-            sandbox.directory.acquiring("cgroup", cgroup.expand(path))
+        sandbox.directory.acquiring("cgroup", path)
         if not known:
             facts = {name: body[name] for name in ("bundle", "stdin", "stdout", "stderr", "terminal")}
-            sandbox.record.containers[container_id] = {**facts, "cgroup": cgroup.expand(path) if path else "", "pid": 0}
+            sandbox.record.containers[container_id] = {**facts, "cgroup": path, "pid": 0}
             sandbox.directory.save()
         try:
             reply = await sandbox.call_agent("task.create", {**body, "spec": spec}, key, deadline)
@@ -90,9 +90,8 @@ class Tasks:
         if facts is None:
             return
         path = facts["cgroup"]
-        if path:
-            await cgroup.destroy(sandbox.loop, path)
-            sandbox.directory.released("cgroup", path)
+        await cgroup.destroy(sandbox.loop, path)
+        sandbox.directory.released("cgroup", path)
         sandbox.directory.save()
 
     # -- what the agent tells ------------------------------------------------------------------------------------------
