@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from kuasar.core import log
-from kuasar.core.errors import KuasarError, NotFound
+from kuasar.core.errors import KuasarError
 from kuasar.supervisor.client import SupervisorClient
 
 T = TypeVar("T")
+_GONE_SECONDS = 5.0
+_GONE_PAUSE_SECONDS = 0.003
 
 
 class Supervision:
@@ -23,7 +26,7 @@ class Supervision:
         self._background: set[asyncio.Task[None]] = set()
 
     async def add(self, sandbox: str) -> int:
-        """Have a worker started for ``sandbox``; gives its pid. Raises AlreadyExists, Unavailable."""
+        """Have a worker started for ``sandbox``; gives its pid. Raises WrongState, Unavailable."""
         return await self._call(self._client.add, sandbox)
 
     async def operator_stopped(self, sandbox: str) -> bool:
@@ -34,12 +37,15 @@ class Supervision:
     async def gone(self, sandbox: str) -> None:
         """Make sure that supervisord has forgotten the worker of a sandbox that is gone.
 
-        The worker exits with 0 and is forgotten for it; asking closes the gap until supervisord has noticed.
+        The worker exits with 0 and is forgotten for it; asking closes the gap until supervisord has noticed, so that
+        the name is free when the caller hears that the sandbox is gone.
         """
-        try:
-            await self._call(self._client.remove, sandbox)
-        except NotFound:
-            return
+        until = time.monotonic() + _GONE_SECONDS
+        while not await self._call(self._client.remove, sandbox):
+            if time.monotonic() > until:
+                log.warning("the worker of a sandbox that is gone is still ending", sandbox=sandbox)
+                return
+            await asyncio.sleep(_GONE_PAUSE_SECONDS)
 
     def remove_soon(self, sandbox: str) -> None:
         """Have the worker removed, without waiting; a failure is only logged."""
