@@ -136,7 +136,7 @@ def test_a_worker_dies_again_and_again(node: Node) -> None:
         assert container.running()
     assert pod.run(pod.engine.programs.exit(8), "other").wait().exit_code == 8
     pod.remove()
-    assert pod.id not in leftovers.workers(node.stack)
+    eventually(lambda: leftovers.workers(node.stack), "no worker", until=lambda names: pod.id not in names)
 
 
 @pytest.mark.needs(OURS)
