@@ -1,0 +1,63 @@
+"""The byte stream to the host: a listening socket that the agent accepts its worker's connections on.
+
+Where the machine has a vsock device that socket is the channel. Otherwise it is a unix socket of the guest, and a
+process beside the agent (guest/pid1/serial.py) carries the bytes between it and the virtio-serial port.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from guest.pid1 import serial
+
+VSOCK_PORT = 1024
+PORT_NAME = "kuasar.agent"
+_VSOCK_DEVICES = "/sys/bus/virtio/drivers/vmw_vsock_virtio_transport"
+_PORTS = "/sys/class/virtio-ports"
+
+
+def listen(directory: str) -> socket.socket:
+    """The listening socket; starts the carrier process where the channel is a serial port. Raises
+    ``FileNotFoundError`` when the machine has neither device."""
+    if _has_vsock():
+        listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        listener.bind((socket.VMADDR_CID_ANY, VSOCK_PORT))
+        listener.listen(4)
+        return listener
+    port = find_port(PORT_NAME)
+    if port is None:
+        raise FileNotFoundError(f"the machine has neither a vsock device nor a serial port named {PORT_NAME}")
+    path = f"{directory}/agent.sock"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener.bind(path)
+    listener.listen(4)
+    serial.start(port, path, listener)
+    return listener
+
+
+def describe(listener: socket.socket) -> str:
+    """For the console."""
+    if listener.family == socket.AF_VSOCK:
+        return f"listening on vsock port {VSOCK_PORT}"
+    return f"listening on serial port {PORT_NAME}"
+
+
+def find_port(name: str) -> str | None:
+    """The device of the virtio-serial port called ``name``."""
+    try:
+        ports = sorted(os.listdir(_PORTS))
+    except FileNotFoundError:
+        return None
+    for port in ports:
+        with open(f"{_PORTS}/{port}/name", encoding="utf-8", errors="replace") as file:
+            if file.read().strip() == name:
+                return f"/dev/{port}"
+    return None
+
+
+def _has_vsock() -> bool:
+    try:
+        return any(name.startswith("virtio") for name in os.listdir(_VSOCK_DEVICES))
+    except FileNotFoundError:
+        return False
