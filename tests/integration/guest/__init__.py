@@ -1,0 +1,1 @@
+"""The guest image: its build, its content, and real boots of it."""

@@ -1,0 +1,43 @@
+"""One image for all tests here, built below .kuasar/guest from the packages kept there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from guest import build, manifest
+
+CHECKOUT = Path(__file__).parents[3]
+WORK = CHECKOUT / ".kuasar" / "guest"
+
+needs_qemu = pytest.mark.skipif(
+    shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86_64 is not installed (package qemu-system-x86)"
+)
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@dataclass(frozen=True)
+class Built:
+    """An image and where it is."""
+
+    directory: Path
+    image: manifest.Image
+
+    @property
+    def root_disk(self) -> Path:
+        return self.directory / manifest.ROOT_DISK
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    """The image of this checkout as it is now, in a directory of the tests' own."""
+    if shutil.which("dpkg-deb") is None:
+        pytest.skip("dpkg-deb is not installed: the image is made from Debian packages")
+    directory = tmp_path_factory.mktemp("guest")
+    yield Built(directory, build.build(str(WORK), str(directory), lambda step: None))
+    shutil.rmtree(directory)
