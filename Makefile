@@ -13,7 +13,7 @@ PYTEST := $(V)/python -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run start stop status test test-unit test-integration test-e2e check format bench proto install clean
+.PHONY: help run start stop status test test-unit test-integration test-guest test-e2e check format bench proto install clean
 
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,14 +30,17 @@ status: $(VENV) ## what runs
 stop: $(VENV) ## stop the stack with all its pods, and say if anything was left behind
 	@$(V)/python -m scripts.stack stop $(if $(CONTAINERD),--containerd $(CONTAINERD))
 
-test: install ## all tests: unit, integration with real processes, end to end with containerd
-	@$(PYTEST) tests/unit tests/integration tests/e2e; code=$$?; echo $$code >.kuasar/test-exit; exit $$code
+test: install ## all tests but those of the guest image: unit, integration, end to end with containerd
+	@$(PYTEST) --ignore=tests/integration/guest tests/unit tests/integration tests/e2e; code=$$?; echo $$code >.kuasar/test-exit; exit $$code
 
 test-unit: $(VENV) ## what needs neither root nor containerd
 	@$(PYTEST) tests/unit
 
 test-integration: $(SYSTEM) $(VENV) ## real processes, sockets and namespaces (root)
-	@$(PYTEST) tests/integration
+	@$(PYTEST) --ignore=tests/integration/guest tests/integration
+
+test-guest: $(SYSTEM) $(VENV) ## the guest image of the coming microVM engine: build and boot it (root, qemu)
+	@$(PYTEST) tests/integration/guest
 
 test-e2e: install ## pods through the real containerd (root); ENGINE=name for one engine
 	@ENGINE=$(ENGINE) $(PYTEST) tests/e2e
