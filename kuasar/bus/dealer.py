@@ -97,6 +97,7 @@ class BusDealer:
 
     def start(self) -> None:
         """Connect; the greeting follows when the gateway answers the probe. Call once, after the fork."""
+        self._know_own_generation()
         self._context = zmq.Context(1)
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, routing_id(self._sandbox, self._hello().instance))
@@ -105,7 +106,7 @@ class BusDealer:
         self._socket.connect(self._address)
         self._fd = int(self._socket.getsockopt(zmq.FD))
         self._loop.add_reader(self._fd, self._drain)
-        self._drain_soon()
+        self._drain()
         self._silence = self._loop.call_later(SILENCE_SECONDS, self._watch_silence)
 
     async def close(self) -> None:
@@ -138,7 +139,8 @@ class BusDealer:
         logged: the newest tell how things are, and the end of a process can be asked for. Raises
         :class:`MalformedMessage` for a body that the bus cannot carry.
         """
-        data = encode(Event(self._own_generation, self._seq + 1, topic, body))
+        self._know_own_generation()
+        data = encode(Event(self._generation, self._seq + 1, topic, body))
         self._seq += 1
         if len(self._events) >= MAX_EVENTS:
             self._events.popleft()
@@ -149,51 +151,60 @@ class BusDealer:
         if self._epoch:
             self._flush()
 
-    @property
-    def _own_generation(self) -> int:
+    def _know_own_generation(self) -> None:
+        """It does not change; events may be published before the start."""
         if self._generation < 0:
             self._generation = self._hello().generation
-        return self._generation
 
     # -- receiving -----------------------------------------------------------------------------------------------------
 
-    def _drain_soon(self) -> None:
-        """A send may swallow the edge of the descriptor, so what it announced must be looked for afterwards."""
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._recheck)
+    def _pending_events(self) -> int:
+        return int(self._socket.getsockopt(_EVENTS)) if self._socket is not None else 0
 
-    def _recheck(self) -> None:
-        self._scheduled = False
-        if self._socket is None:
-            return
-        events = int(self._socket.getsockopt(_EVENTS))
-        if events & _POLLIN:
-            self._drain()
-        elif events & _POLLOUT:
-            self._flush()
+    def _look(self, also: int) -> None:
+        """A send may swallow the edge of the descriptor, so what it announced must be looked for afterwards."""
+        if self._pending_events() & (_POLLIN | also):
+            self._scheduled = True
+            self._loop.call_soon(self._drain)
 
     def _drain(self) -> None:
-        """The descriptor is edge-triggered: read until there is nothing, but let others have their turn."""
+        """The descriptor is edge-triggered: read until there is nothing, but let others have their turn.
+
+        Asking for the events costs less than an exception that says that there is nothing.
+        """
+        self._scheduled = True  # what is sent from here on is followed by a look at the events
         for _ in range(_BATCH):
             if self._socket is None:
                 return
             try:
-                frames = self._socket.recv_multipart(_NOBLOCK)
+                frame = self._socket.recv(_NOBLOCK, copy=False)
             except zmq.Again:
-                self._flush()
-                return
+                events = _POLLOUT
+                break
             self._heard = time.monotonic()
-            try:
-                if len(frames) != 1:
-                    raise MalformedMessage(f"{len(frames)} frames, one is a message")
-                self._receive(decode(frames[0]))
-            except MalformedMessage as exc:
-                self.malformed += 1
-                log.warning("malformed message dropped", error=exc, count=self.malformed)
-            except Exception as exc:  # one message must not keep the others from being read
-                self._loop.on_error("a message of the bus", exc)
-        self._drain_soon()
+            self._receive_frame(frame)
+            events = self._pending_events()
+            if not events & _POLLIN:
+                break
+        else:
+            self._loop.call_soon(self._drain)
+            return
+        self._scheduled = False
+        if events & _POLLOUT and (self._unsent or self._events):
+            self._flush()
+
+    def _receive_frame(self, frame: zmq.Frame) -> None:
+        try:
+            if frame.more:
+                assert self._socket is not None
+                self._socket.recv_multipart(_NOBLOCK)
+                raise MalformedMessage("more than one frame")
+            self._receive(decode(frame.bytes))
+        except MalformedMessage as exc:
+            self.malformed += 1
+            log.warning("malformed message dropped", error=exc, count=self.malformed)
+        except Exception as exc:  # one message must not keep the others from being read
+            self._loop.on_error("a message of the bus", exc)
 
     def _receive(self, message: Message) -> None:
         if isinstance(message, Request):
@@ -211,7 +222,8 @@ class BusDealer:
 
     def _welcome(self, welcome: Welcome) -> None:
         """A new connection: greet, and send again what may have been lost with the old one."""
-        if self._is_outdated(welcome.generation):
+        if welcome.generation > self._generation:
+            self._leave(welcome.generation)
             return
         log.debug("greeting the gateway", epoch=welcome.epoch)
         if welcome.epoch != self._epoch:
@@ -228,41 +240,41 @@ class BusDealer:
             if epoch != self._epoch:
                 task.cancel()
 
-    def _is_outdated(self, generation: int) -> bool:
-        if generation <= self._own_generation:
-            return False
-        log.warning("a newer worker of this sandbox exists", own=self._own_generation, newer=generation)
-        self.on_outdated()
-        return True
-
     def _heartbeat(self, beat: Heartbeat) -> None:
-        if self._is_stale(beat.epoch) or self._is_outdated(beat.generation):
+        if beat.epoch != self._epoch or beat.generation > self._generation:
+            self._refuse(beat.epoch, beat.generation)
             return
-        self._acknowledged(beat.acks)
-        if beat.generation == self._own_generation:  # else it counts the events of a predecessor
+        if beat.acks:
+            self._acknowledged(beat.acks)
+        if beat.generation == self._generation:  # else it counts the events of a predecessor
             while self._events and self._events[0][0] <= beat.event_ack:
                 self._events.popleft()[2]()
-        self._send(Heartbeat(self._epoch, self._own_generation, [], 0))
+        self._send(Heartbeat(self._epoch, self._generation, [], 0))
 
-    def _is_stale(self, epoch: int) -> bool:
-        """Whether a message comes from another life of the gateway than the one that was greeted last."""
-        if epoch == self._epoch:
-            return False
-        self.stale += 1
-        log.debug("message of another gateway dropped", epoch=epoch, current=self._epoch)
-        return True
+    def _refuse(self, epoch: int, generation: int) -> None:
+        """A message of another life of the gateway than the one greeted last, or one that makes us outdated."""
+        if epoch != self._epoch:
+            self.stale += 1
+            log.debug("message of another gateway dropped", epoch=epoch, current=self._epoch)
+        else:
+            self._leave(generation)
+
+    def _leave(self, generation: int) -> None:
+        log.warning("a newer worker of this sandbox exists", own=self._generation, newer=generation)
+        self.on_outdated()
 
     def _acknowledged(self, keys: list[str]) -> None:
-        if keys:
-            self._replies.ack(keys)
-            self.on_acked(keys)
+        self._replies.ack(keys)
+        self.on_acked(keys)
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
     def _request(self, request: Request) -> None:
-        if self._is_stale(request.epoch) or self._is_outdated(request.generation):
+        if request.epoch != self._epoch or request.generation > self._generation:
+            self._refuse(request.epoch, request.generation)
             return
-        self._acknowledged(request.acks)
+        if request.acks:
+            self._acknowledged(request.acks)
         identity = (request.epoch, request.n)
         if identity in self._reads:
             return  # sent again because the gateway could not know that it had arrived
@@ -274,8 +286,9 @@ class BusDealer:
         except KuasarError as exc:
             self._answer(request, {"error": exc.to_wire()})
             return
-        task = self._loop.spawn(self._carry_out(request), request.op)
-        if not request.key:
+        # At once, not in the next turn of the loop: most requests are answered without a wait.
+        task = self._loop.spawn_now(self._carry_out(request), request.op)
+        if not request.key and not task.done:
             self._reads[identity] = task
             timer = self._loop.call_at(request.deadline, task.cancel) if request.deadline is not None else None
             task.add_done_callback(lambda _: self._read_done(identity, task, timer))
@@ -305,7 +318,7 @@ class BusDealer:
             return {"error": error.to_wire()}
 
     def _answer(self, request: Request, answer: Answer) -> None:
-        epoch, n, own = request.epoch, request.n, self._own_generation
+        epoch, n, own = request.epoch, request.n, self._generation
         if epoch != self._epoch:
             return  # whoever asked has died
         try:
@@ -344,9 +357,12 @@ class BusDealer:
         try:
             self._socket.send(data, _NOBLOCK)
         except zmq.Again:
-            return False  # no gateway, or one that does not read; the descriptor tells when that changes
-        finally:
-            self._drain_soon()
+            # No gateway, or one that does not read; the descriptor tells when that changes.
+            if not self._scheduled:
+                self._look(_POLLOUT)
+            return False
+        if not self._scheduled:
+            self._look(0)
         return True
 
     def _watch_silence(self) -> None:

@@ -24,6 +24,7 @@ _SCHEME = "ipc://"
 _BATCH = 200
 # Plain numbers: arithmetic with the enumerations costs more than the calls they are passed to.
 _NOBLOCK = int(zmq.NOBLOCK)
+_NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _OPTIONS = {
@@ -82,7 +83,7 @@ class RouterEndpoint:
             raise
         self._fd = int(self._socket.getsockopt(zmq.FD))
         self._loop.add_reader(self._fd, self._drain)
-        self._drain_soon()
+        self._drain()
 
     def close(self) -> None:
         """End; what is queued is dropped. Harmless when closed."""
@@ -99,10 +100,12 @@ class RouterEndpoint:
 
     def send(self, identity: bytes, data: bytes) -> Sent:
         """Queue ``data`` for the peer, without waiting."""
-        if self._socket is None:
+        socket = self._socket
+        if socket is None:
             return Sent.NOBODY
         try:
-            self._socket.send_multipart((identity, data), _NOBLOCK)
+            socket.send(identity, _NOBLOCK_MORE)
+            socket.send(data, _NOBLOCK)
         except zmq.Again:
             return Sent.FULL
         except zmq.ZMQError as exc:
@@ -110,36 +113,43 @@ class RouterEndpoint:
                 raise
             return Sent.NOBODY
         finally:
-            self._drain_soon()
+            # A send may swallow the edge of the descriptor.
+            if not self._scheduled and self._readable(socket):
+                self._scheduled = True
+                self._loop.call_soon(self._drain)
         return Sent.QUEUED
 
-    def _drain_soon(self) -> None:
-        """A send may swallow the edge of the descriptor, so what has arrived must be looked for after it."""
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._recheck)
-
-    def _recheck(self) -> None:
-        self._scheduled = False
-        socket = self._socket
-        if socket is not None and int(socket.getsockopt(_EVENTS)) & _POLLIN:
-            self._drain()
+    def _readable(self, socket: zmq.Socket[bytes]) -> bool:
+        """Whether something has arrived. Costs less than an exception that says that there is nothing."""
+        return bool(int(socket.getsockopt(_EVENTS)) & _POLLIN)
 
     def _drain(self) -> None:
         """The descriptor is edge-triggered: read until there is nothing, but let others have their turn."""
         socket = self._socket
+        self._scheduled = True  # what is sent from here on is followed by a look at the socket
         for _ in range(_BATCH):
             if socket is None or self._socket is None:
                 return
             try:
-                identity, *frames = socket.recv_multipart(_NOBLOCK)
+                identity = socket.recv(_NOBLOCK)
             except zmq.Again:
-                return
+                break
+            frames = []
+            while True:
+                frame = socket.recv(_NOBLOCK, copy=False)
+                frames.append(frame.bytes)
+                if not frame.more:
+                    break
             try:
                 self._receive(identity, frames)
             except Exception as exc:  # one message must not keep the others from being read
                 log.error("a message of the bus could not be handled", error=repr(exc))
-        self._drain_soon()
+            if self._socket is None or not self._readable(socket):
+                break
+        else:
+            self._loop.call_soon(self._drain)
+            return
+        self._scheduled = False
 
 
 def _require_private(directory: str) -> None:

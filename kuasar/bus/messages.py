@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -127,10 +128,10 @@ def sandbox_of(routing_id: bytes) -> str:
 def encode(message: Message) -> bytes:
     """One frame. Raises :class:`MalformedMessage` for what msgpack or the bus cannot carry."""
     wire: dict[str, Any] = {"v": VERSION, "k": message.kind}
-    for name, optional in _FIELDS[type(message)].items():
-        value = getattr(message, name)
-        if value is not None or not optional[1]:
-            wire[name] = value
+    for field in _FIELDS[message.kind]:
+        value = getattr(message, field.name)
+        if value is not None or not field.optional:
+            wire[field.name] = value
     try:
         data: bytes = msgpack.packb(wire)
     except (ValueError, TypeError, OverflowError) as exc:
@@ -148,70 +149,96 @@ def decode(data: bytes) -> Message:
         wire = msgpack.unpackb(data)
     except (ValueError, msgpack.UnpackException, RecursionError) as exc:
         raise MalformedMessage(f"not msgpack: {exc}") from exc
-    if not isinstance(wire, dict):
+    if type(wire) is not dict:
         raise MalformedMessage(f"a map is needed, got {type(wire).__name__}")
-    version = wire.get("v")
+    version = wire.pop("v", None)
     if type(version) is not int or version != VERSION:
         raise MalformedMessage(f"version {version!r:.80}, this side speaks {VERSION}")
-    kind = wire.get("k")
-    cls = _KINDS.get(kind) if isinstance(kind, str) else None
-    if cls is None:
+    kind = wire.pop("k", None)
+    fields = _FIELDS.get(kind) if type(kind) is str else None
+    if fields is None:
         raise MalformedMessage(f"unknown kind {kind!r:.80}")
-    return _build(cls, wire)
-
-
-def _build(cls: type[Any], wire: dict[Any, Any]) -> Message:
-    fields = _FIELDS[cls]
-    values: dict[str, Any] = {}
-    for name, (types, optional) in fields.items():
-        value = wire.get(name)
-        if value is None and optional:
-            continue
-        if name not in wire:
-            raise MalformedMessage(f"{cls.kind}: {name} is missing")
-        if type(value) not in types:
-            raise MalformedMessage(f"{cls.kind}: {name} is {type(value).__name__}")
-        values[name] = value
-    if len(wire) - 2 != sum(name in wire for name in fields):
-        unknown = sorted(str(key) for key in wire if key not in fields and key not in ("v", "k"))
-        raise MalformedMessage(f"{cls.kind}: unknown keys {', '.join(unknown):.200}")
-    _check_parts(cls, values)
-    if cls is Request:
-        values.setdefault("deadline", None)
-    message: Message = cls(**values)
+    values = []
+    take = wire.pop
+    for name, types, optional, check in fields:
+        value = take(name, _ABSENT)
+        if type(value) in types:
+            if types is _INT:  # the most frequent check, without a call
+                if value < 0:
+                    raise MalformedMessage(f"{kind}: {name} is negative")
+            elif check is not None and (wrong := check(value)):
+                raise MalformedMessage(f"{kind}: {name} {wrong}")
+        elif optional and (value is None or value is _ABSENT):
+            value = None
+        else:
+            wrong = "is missing" if value is _ABSENT else f"is {type(value).__name__}"
+            raise MalformedMessage(f"{kind}: {name} {wrong}")
+        values.append(value)
+    if wire:
+        raise MalformedMessage(f"{kind}: unknown keys {', '.join(sorted(map(str, wire))):.200}")
+    message: Message = _KINDS[kind](*values)
+    if type(message) is Reply and (message.body is None) == (message.error is None):
+        raise MalformedMessage("reply: exactly one of body and error is needed")
     return message
 
 
-def _check_parts(cls: type[Any], values: dict[str, Any]) -> None:
-    """What the top-level types do not say: lists of strings, counters that count, exactly one answer."""
-    for name in ("acks", "containers"):
-        if name in values and not all(type(item) is str for item in values[name]):
-            raise MalformedMessage(f"{cls.kind}: {name} must hold strings")
-    for name in ("body", "error"):
-        if name in values and not all(type(key) is str for key in values[name]):
-            raise MalformedMessage(f"{cls.kind}: keys of {name} must be strings")
-    for name in ("epoch", "n", "generation", "seq", "event_ack", "pid"):
-        if values.get(name, 0) < 0:
-            raise MalformedMessage(f"{cls.kind}: {name} is negative")
-    if values.get("pid", 0) > _MAX_PID:
-        raise MalformedMessage(f"{cls.kind}: pid is more than {_MAX_PID}")
-    if not math.isfinite(values.get("deadline", 0.0)):
-        raise MalformedMessage(f"{cls.kind}: deadline is not a time")
-    if cls is Reply and ("body" in values) == ("error" in values):
-        raise MalformedMessage("reply: exactly one of body and error is needed")
+class _Field(typing.NamedTuple):
+    """What is known of a field from its annotation."""
+
+    name: str
+    types: tuple[type[Any], ...]
+    """Accepted exact types: True is no int."""
+    optional: bool
+    check: Callable[[Any], str] | None
+    """What is wrong with a value of these types; empty if nothing."""
 
 
-def _types_of(hint: Any) -> tuple[tuple[type[Any], ...], bool]:
-    """(accepted exact types, may be absent) of a field's annotation. An int will do where a float is asked for."""
-    args = [arg for arg in typing.get_args(hint) if typing.get_origin(hint) not in (list, dict)] or [hint]
-    plain = tuple(typing.get_origin(arg) or arg for arg in args if arg is not type(None))
-    if float in plain:
-        plain += (int,)
-    return plain, type(None) in args
+def _check_pid(value: int) -> str:
+    return f"is not between 0 and {_MAX_PID}" if not 0 <= value <= _MAX_PID else ""
 
 
+def _check_time(value: float) -> str:
+    return "" if math.isfinite(value) else "is not a time"
+
+
+def _check_strings(value: list[Any]) -> str:
+    for item in value:
+        if type(item) is not str:
+            return "must hold strings"
+    return ""
+
+
+def _check_keys(value: dict[Any, Any]) -> str:
+    for key in value:
+        if type(key) is not str:
+            return "must have strings as keys"
+    return ""
+
+
+_CHECKS: dict[type[Any], Callable[[Any], str] | None] = {
+    str: None,
+    int: None,
+    float: _check_time,
+    list: _check_strings,
+    dict: _check_keys,
+}
+
+
+def _field_of(name: str, hint: Any) -> _Field:
+    optional = type(None) in typing.get_args(hint)
+    (plain,) = [arg for arg in typing.get_args(hint) if arg is not type(None)] if optional else [hint]
+    exact = typing.get_origin(plain) or plain
+    if name == "pid":
+        return _Field(name, (exact,), optional, _check_pid)
+    types = _INT if exact is int else _NUMBER if exact is float else (exact,)
+    return _Field(name, types, optional, _CHECKS[exact])
+
+
+_INT = (int,)
+_NUMBER = (float, int)  # an int will do where a float is asked for
+_ABSENT = object()
 _KINDS: dict[str, type[Any]] = {cls.kind: cls for cls in typing.get_args(Message)}
-_FIELDS: dict[type[Any], dict[str, tuple[tuple[type[Any], ...], bool]]] = {
-    cls: {f.name: _types_of(typing.get_type_hints(cls)[f.name]) for f in dataclasses.fields(cls)}
-    for cls in _KINDS.values()
+_FIELDS: dict[str, list[_Field]] = {
+    kind: [_field_of(f.name, typing.get_type_hints(cls)[f.name]) for f in dataclasses.fields(cls)]
+    for kind, cls in _KINDS.items()
 }

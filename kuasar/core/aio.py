@@ -103,14 +103,17 @@ class Task(Future[T]):
 
     __slots__ = ("_cancelling", "_coro", "_waiting", "name")
 
-    def __init__(self, loop: Loop, coro: Coroutine[Any, Any, T], name: str) -> None:
+    def __init__(self, loop: Loop, coro: Coroutine[Any, Any, T], name: str, now: bool = False) -> None:
         super().__init__(loop)
         self._coro = coro
         self._waiting: Future[Any] | None = None
         self._cancelling = False
         self.name = name
         loop.tasks.add(self)
-        loop.call_soon(self._step)
+        if now:
+            self._step()
+        else:
+            loop.call_soon(self._step)
 
     def cancel(self) -> None:
         if self.done:
@@ -226,6 +229,10 @@ class Loop:
     def spawn(self, coro: Coroutine[Any, Any, T], name: str = "") -> Task[T]:
         """Run ``coro`` beside everything else; an error nobody looks at goes to ``on_error``."""
         return Task(self, coro, name or getattr(coro, "__qualname__", "task"))
+
+    def spawn_now(self, coro: Coroutine[Any, Any, T], name: str = "") -> Task[T]:
+        """As :meth:`spawn`, but run it up to its first wait before this returns. Not from within a task."""
+        return Task(self, coro, name or getattr(coro, "__qualname__", "task"), now=True)
 
     async def sleep(self, seconds: float) -> None:
         """Wait ``seconds``."""

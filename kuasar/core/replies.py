@@ -81,7 +81,8 @@ class ReplyCache:
             return
         if not entry.acknowledged:
             self._answered[key] = _Answered(entry.fingerprint, answer, self._clock())
-            self._trim()
+            if len(self._answered) > 1:
+                self._trim()
         for receive in entry.receivers:
             receive(answer)
 

@@ -373,3 +373,34 @@ def test_stopping_cancels_what_runs_and_lets_it_unwind(loop: Loop) -> None:
     with pytest.raises(Cancelled):
         loop.run(endless())
     assert unwound == [True]
+
+
+def test_a_task_started_at_once_runs_to_its_first_wait_and_on_like_any_other(loop: Loop) -> None:
+    order: list[str] = []
+
+    async def part(gate: Future[None]) -> str:
+        order.append("begun")
+        await gate
+        order.append("ended")
+        return "result"
+
+    async def short() -> int:
+        return 1
+
+    def begin() -> None:
+        gate: Future[None] = loop.future()
+        tasks.append(loop.spawn_now(part(gate)))
+        order.append("spawned")
+        assert loop.spawn_now(short()).result() == 1
+        gate.set_result(None)
+
+    tasks: list[Task[str]] = []
+
+    async def scenario() -> None:
+        loop.call_soon(begin)
+        while not tasks:
+            await loop.sleep(0)
+        assert await tasks[0] == "result"
+
+    loop.run(scenario())
+    assert order == ["begun", "spawned", "ended"]
