@@ -50,7 +50,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     if report.failed and isinstance(stack, Stack):
         node = getattr(item, "funcargs", {}).get("node")
         names = ["gateway.log", "containerd.log", "zygote.log"]
-        names += [f"sandboxes/{pod}.log" for pod in node.pods] if isinstance(node, Node) else []
+        pods = node.pods if isinstance(node, Node) else []
+        names += [
+            f"sandboxes/{name}"
+            for name in sorted(os.listdir(f"{stack.layout.logs}/sandboxes"))
+            if name.startswith(("direct-", *pods))
+        ]
         for name in names:
             text = tail(f"{stack.layout.logs}/{name}")
             if text:
