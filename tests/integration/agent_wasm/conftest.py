@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import msgpack
@@ -39,10 +38,22 @@ class Pipe:
             raise TimeoutError("no output")
         return os.read(self.read, 1 << 20)
 
+    def close_read(self) -> None:
+        """Close the reading end, once: its number may be another file's by now."""
+        fd, self.read = self.read, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def close_write(self) -> None:
+        """Close the writing end, once."""
+        fd, self.write = self.write, -1
+        if fd >= 0:
+            os.close(fd)
+
     def close(self) -> None:
-        for fd in (self.read, self.write):
-            with suppress(OSError):
-                os.close(fd)
+        """Close what is open."""
+        self.close_read()
+        self.close_write()
 
 
 class Container:
@@ -103,18 +114,25 @@ class Agent:
         try:
             pid = self.call("create", name, rootfs, spec, terminal, timeout, fds=fds)
         finally:
-            for fd in (stdin.read, stdout.write, stderr.write):
-                os.close(fd)
+            stdin.close_read()
+            stdout.close_write()
+            stderr.close_write()
         return Container(self, name, pid, *pipes)
 
     def close(self) -> None:
         """End the double, which kills what runs."""
         self._channel.close()
         self.process.wait(TIMEOUT)
+        self.release()
+
+    def release(self) -> None:
+        """Close what the containers made so far were given."""
         for pipe in self._pipes:
             pipe.close()
         for fd in self.consoles:
             os.close(fd)
+        self._pipes.clear()
+        self.consoles.clear()
 
 
 @pytest.fixture(scope="session")
@@ -139,6 +157,7 @@ def agent(double: Agent) -> Iterator[Agent]:
     for n in range(1, double._count + 1):
         double.call("delete", f"c{n}")
     assert double.call("state") == before
+    double.release()
     double._count = 0
 
 

@@ -51,7 +51,7 @@ def test_standard_input_until_its_end(agent: Agent, rootfs: str) -> None:
     os.write(container.stdin.write, b"first ")
     assert container.stdout.take() == b"first "
     os.write(container.stdin.write, b"second")
-    os.close(container.stdin.write)
+    container.stdin.close_write()
     assert container.stdout.collect() == b"second"
     assert container.wait() == 0
 
@@ -71,7 +71,7 @@ def test_ten_mebibytes_come_out_whole(agent: Agent, rootfs: str) -> None:
 
 def test_a_reader_that_goes_away_is_an_error_and_not_a_signal(agent: Agent, rootfs: str) -> None:
     container = agent.create(rootfs, spec("/flood.wasm"))
-    os.close(container.stdout.read)
+    container.stdout.close_read()
     container.start()
     assert container.wait() == 29  # the module exits with the error it saw: the engine makes "I/O error" of EPIPE
 
