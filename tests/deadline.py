@@ -1,4 +1,4 @@
-"""Waiting with a deadline: the only place of the suite that passes time."""
+"""Waiting with a deadline: the only place of the tests that passes time."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ import pytest
 
 from kuasar.cli.cri import CriClient
 from scripts.stack import Stack
+from tests.deadline import eventually
 from tests.e2e import leftovers
-from tests.e2e.deadline import eventually
 from tests.e2e.engines import Engine, chosen_engines
 from tests.e2e.harness import Node, Pod
 from tests.e2e.stack import KEPT_LOGS, start_stack, tail

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from scripts.layout import CONTAINERD_BIN
 from scripts.stack import Stack
-from tests.e2e.deadline import eventually
+from tests.deadline import eventually
 
 
 class Event(NamedTuple):

@@ -13,7 +13,7 @@ from kuasar.api.gen.cri.v1 import container_pb2, pod_pb2
 from kuasar.api.gen.cri.v1.container_pb2 import ContainerState
 from kuasar.cli.cri import CriClient, CriError, ExecResult, ExecStream, container_config, pod_config
 from scripts.stack import Stack
-from tests.e2e.deadline import eventually
+from tests.deadline import eventually
 from tests.e2e.engines import Engine
 from tests.e2e.gateway import Gateway
 

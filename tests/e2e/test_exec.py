@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from kuasar.cli.cri import CriError
-from tests.e2e.deadline import eventually
+from tests.deadline import eventually
 from tests.e2e.engines import BOUNDED_DRAIN, EXEC, SHELL, TTY
 from tests.e2e.harness import Container, Pod
 

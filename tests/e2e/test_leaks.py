@@ -7,8 +7,8 @@ import os
 import pytest
 
 from kuasar.cli.cri import CriError
+from tests.deadline import eventually
 from tests.e2e import leftovers
-from tests.e2e.deadline import eventually
 from tests.e2e.engines import OURS
 from tests.e2e.harness import Node
 

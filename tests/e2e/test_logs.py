@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.e2e.deadline import eventually
+from tests.deadline import eventually
 from tests.e2e.engines import EXEC, SHELL, TTY
 from tests.e2e.harness import Pod
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from kuasar.api.gen.cri.v1.pod_pb2 import DNSConfig
-from tests.e2e.deadline import eventually
+from tests.deadline import eventually
 from tests.e2e.engines import EXEC, HOST_NETWORK, SHARED_KERNEL, SHELL
 from tests.e2e.harness import Container, Node, Pod
 from tests.e2e.stack import GATEWAY_ADDRESS, SUBNET

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.deadline import eventually
 from tests.e2e import cgroups
-from tests.e2e.deadline import eventually
 from tests.e2e.engines import EXEC, PAUSE, SHELL, STATS
 from tests.e2e.harness import Container, Pod
 

@@ -6,8 +6,8 @@ import pytest
 
 from kuasar.api.gen.cri.v1.common_pb2 import LinuxContainerResources
 from kuasar.api.gen.cri.v1.stats_pb2 import ContainerStats, PodSandboxStats
+from tests.deadline import eventually
 from tests.e2e import cgroups
-from tests.e2e.deadline import eventually
 from tests.e2e.engines import SHARED_KERNEL, SHELL, STATS, UPDATE
 from tests.e2e.harness import Pod
 

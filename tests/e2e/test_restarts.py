@@ -11,8 +11,8 @@ import pytest
 
 from kuasar.cli.cri import CriError
 from scripts.stack import Stack
+from tests.deadline import eventually
 from tests.e2e import leftovers
-from tests.e2e.deadline import eventually
 from tests.e2e.engines import EXEC, OURS, SHELL, WASM
 from tests.e2e.harness import Container, Node, Pod
 from tests.e2e.stack import supervisorctl

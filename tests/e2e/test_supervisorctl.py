@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.e2e.deadline import eventually
+from tests.deadline import eventually
 from tests.e2e.engines import OURS
 from tests.e2e.harness import Node, Pod
 from tests.e2e.stack import supervisorctl

@@ -16,8 +16,8 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from kuasar.api.gen.containerd.task.v3 import task_pb2 as pb
 from kuasar.api.gen.containerd.types import mount_pb2, task_pb2
+from tests.deadline import eventually
 from tests.e2e import cgroups
-from tests.e2e.deadline import eventually
 from tests.e2e.engines import EXEC, OURS, PAUSE, SHARED_KERNEL, SHELL, UPDATE
 from tests.e2e.gateway import NAMESPACE, TIMEOUT, Gateway
 from tests.e2e.harness import Node

@@ -11,6 +11,7 @@ import pytest
 
 from kuasar.core import cgroup
 from kuasar.core.errors import InvalidArgument, NotFound, Unavailable, Unimplemented, WrongState
+from tests.deadline import eventually
 from tests.integration.agent.harness import CLONE_NEWIPC, CLONE_NEWNS, CLONE_NEWUTS, Agent, running_agent
 from tests.integration.agent.test_life import events_of
 
@@ -19,12 +20,18 @@ def namespace(pid: int, kind: str) -> str:
     return os.readlink(f"/proc/{pid}/ns/{kind}")
 
 
+def becomes(pid: int, *argv: str) -> None:
+    """The runtime says "started" a moment before the process is what it was started as."""
+    wanted = "".join(f"{word}\0" for word in argv).encode()
+    eventually(Path(f"/proc/{pid}/cmdline").read_bytes, f"command line of {pid}", until=wanted.__eq__)
+
+
 def test_pids_are_the_hosts(agent: Agent) -> None:
     async def scenario() -> None:
         pid = (await agent.run_container("c", ["sleep", "123"]))["pid"]
-        assert Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x00123\x00"
+        becomes(pid, "sleep", "123")
         executed = (await agent.start_exec("c", "x", ["sleep", "124"]))["pid"]
-        assert Path(f"/proc/{executed}/cmdline").read_bytes() == b"sleep\x00124\x00"
+        becomes(executed, "sleep", "124")
         pids = (await agent.call("task.pids", id="c"))["pids"]
         assert sorted(pids) == sorted([[pid, ""], [executed, "x"]])
         assert await agent.call("task.connect", id="c") == {"task_pid": pid, "shim_pid": agent.pid}
