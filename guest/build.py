@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from guest import image, manifest, packages, recipe, tree
 from guest.closure import KernelModules, Unpacked
 from guest.packages import BuildFailed
+from kuasar.backends.guest_image import Package
 
 _CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _SECTOR = 512
@@ -74,7 +75,7 @@ def _epoch(bzimage: str) -> int:
     return int(text)
 
 
-def _describe(fresh: str, release: str, epoch: int, versions: Sequence[packages.Package]) -> manifest.Image:
+def _describe(fresh: str, release: str, epoch: int, versions: Sequence[Package]) -> manifest.Image:
     files = {name: manifest.describe(f"{fresh}/{name}") for name in sorted(os.listdir(fresh))}
     disk = files[manifest.ROOT_DISK]
     size = sum(file.bytes for file in files.values())

@@ -11,24 +11,15 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from guest import recipe
+from kuasar.backends.guest_image import Package
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 class BuildFailed(Exception):
     """The image cannot be built; the message says what is missing or which command failed, and how."""
-
-
-@dataclass(frozen=True)
-class Package:
-    """One package that went into the image."""
-
-    name: str
-    version: str
-    sha256: str
 
 
 def run(argv: list[str], what: str) -> str:
