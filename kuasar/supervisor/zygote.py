@@ -1,9 +1,10 @@
-"""The zygote: a warm, single-threaded Python that becomes a worker or an agent in milliseconds.
+"""The zygote: a warm, single-threaded Python that becomes a worker, an agent or a program in milliseconds.
 
 Started by supervisord, ended with it (parent death signal). It owns one listening socket (0600, in a 0700 directory)
 and nothing else: killing it harms nobody, the next one is there after 0.2 s, and until then requesters start programs
 the slow way. Workers are cloned with CLONE_PARENT, so they are supervisord's own children and only supervisord may ask
-for them; agents get new namespaces and outlive everybody (SIGCHLD is ignored here: the kernel reaps them).
+for them; agents get new namespaces and outlive everybody (SIGCHLD is ignored here: the kernel reaps them), and so do
+the programs of a sandbox (``program.py``), which are executed in its cgroup.
 
 The protocol is in ``zygote_wire.py``. A request that is malformed, too large, or from another user is answered with the
 reason and forgotten. The configuration is parsed once, here; workers get the parsed object.
@@ -63,8 +64,8 @@ class Kind:
 
     run: Callable[[dict[str, Any], Config], int]
     """Called in the clone; its result is the exit code."""
-    descriptors: int
-    """How many the request must bring."""
+    descriptors: range
+    """How many the request may bring."""
     arrange: Callable[[Sequence[int], int], list[int]]
     """From them and one of /dev/null to what becomes 0, 1, 2 …"""
     child_of_requester: bool = False
@@ -83,10 +84,17 @@ def _run_agent(args: dict[str, Any], _: Config) -> int:
     return run(args, 3)
 
 
-WORKER = Kind(_run_worker, 3, lambda fds, _: list(fds), child_of_requester=True)
-AGENT = Kind(_run_agent, 2, lambda fds, null: [null, fds[1], fds[1], fds[0]])
-KINDS: Mapping[str, Kind] = {"worker": WORKER, "agent": AGENT}
-_MAINS = ("kuasar.workers.main", "kuasar.agent.main")
+def _run_program(args: dict[str, Any], _: Config) -> int:
+    from kuasar.supervisor.program import run
+
+    run(args)
+
+
+WORKER = Kind(_run_worker, range(3, 4), lambda fds, _: list(fds), child_of_requester=True)
+AGENT = Kind(_run_agent, range(2, 3), lambda fds, null: [null, fds[1], fds[1], fds[0]])
+PROGRAM = Kind(_run_program, range(1, zygote_wire.MAX_DESCRIPTORS + 1), lambda fds, null: [null, fds[0], *fds])
+KINDS: Mapping[str, Kind] = {"worker": WORKER, "agent": AGENT, "program": PROGRAM}
+_MAINS = ("kuasar.workers.main", "kuasar.agent.main", "kuasar.supervisor.program")
 # Of CPython's allocator for small objects (Objects/obmalloc.c) and of its bytes objects.
 _POOL_BYTES, _POOL_HEADER, _LARGEST_SMALL_OBJECT, _BYTES_OVERHEAD = 16384, 48, 512, 33
 _MOST_FILLED_BYTES = 1 << 20
@@ -182,8 +190,8 @@ class Zygote:
         kind = self._kinds.get(request.kind)
         if kind is None:
             raise InvalidArgument(f"kind: {request.kind!r} is none of {', '.join(sorted(self._kinds))}", field="kind")
-        if len(fds) != kind.descriptors:
-            raise InvalidArgument(f"{request.kind}: {kind.descriptors} descriptors are needed, got {len(fds)}")
+        if len(fds) not in kind.descriptors:
+            raise InvalidArgument(f"{request.kind}: {kind.descriptors.start} descriptors are needed, got {len(fds)}")
         if kind.child_of_requester and request.flags:
             raise InvalidArgument(f"flags: a {request.kind} gets no namespaces", field="flags")
         if kind.child_of_requester and connection.pid != os.getppid():

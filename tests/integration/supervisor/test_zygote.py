@@ -214,7 +214,7 @@ GOOD: dict[str, Any] = {"kind": "agent", "title": "t", "args": {}, "flags": 0}
         (msgpack.packb({**GOOD, "kind": "worker", "flags": CLONE_NEWPID}), 3, "a worker gets no namespaces"),
         (msgpack.packb(GOOD), 0, "2 descriptors are needed, got 0"),
         (msgpack.packb(GOOD), 8, "2 descriptors are needed, got 8"),
-        (msgpack.packb(GOOD), 9, "more than 8 descriptors"),
+        (msgpack.packb(GOOD), 17, "more than 16 descriptors"),
         (msgpack.packb({**GOOD, "args": {"x": "x" * 65536}}), 2, "at most 65536 are allowed"),
     ],
 )
