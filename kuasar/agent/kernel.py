@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
@@ -18,11 +19,15 @@ MS_NOEXEC = 0x8
 MS_REMOUNT = 0x20
 MS_BIND = 0x1000
 MS_REC = 0x4000
+MS_PRIVATE = 0x40000
 MS_SLAVE = 0x80000
+MS_SHARED = 0x100000
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
-_MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 429, 430, 431, 432
+_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 442
+_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC, _AT_RECURSIVE, _AT_EMPTY_PATH = 0x1, 0x80000, 0x8000, 0x1000
+_MOUNT_ATTR = struct.Struct("4Q")  # attributes to set, to clear, propagation, user namespace
 _FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 _MOVE_MOUNT_F_EMPTY_PATH = 4
@@ -72,6 +77,24 @@ def become_subreaper() -> None:
     _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
+def bind_tree(source: str, target: str, propagation: int, read_only: bool) -> None:
+    """Bind ``source`` with all that is mounted below it, as a whole and in its final form: with ``propagation``
+    (MS_PRIVATE or MS_SLAVE) towards where it comes from, and every mount of it read-only if so. Linux 5.12."""
+    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_RECURSIVE
+    tree = _checked(_libc.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(source), flags), source)
+    try:
+        attr = _MOUNT_ATTR.pack(_ATTRIBUTES[MS_RDONLY] if read_only else 0, 0, propagation, 0)
+        flags = _AT_EMPTY_PATH | _AT_RECURSIVE
+        _checked(_libc.syscall(_MOUNT_SETATTR, tree, b"", flags, attr, _MOUNT_ATTR.size), source)
+        _move_mount(tree, target)
+    finally:
+        os.close(tree)
+
+
+def _move_mount(tree: int, target: str) -> None:
+    _checked(_libc.syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH), target)
+
+
 def mount_by_parameters(kind: str, target: str, flags: int, parameters: list[tuple[str, str | None]]) -> None:
     """Mount through the file-system context calls: each parameter on its own, so that their sum may exceed a page."""
     context = _checked(_libc.syscall(_FSOPEN, kind.encode(), _FSOPEN_CLOEXEC), kind)
@@ -86,8 +109,6 @@ def mount_by_parameters(kind: str, target: str, flags: int, parameters: list[tup
     finally:
         os.close(context)
     try:
-        _checked(
-            _libc.syscall(_MOVE_MOUNT, mounted, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH), target
-        )
+        _move_mount(mounted, target)
     finally:
         os.close(mounted)

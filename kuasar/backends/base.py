@@ -9,6 +9,9 @@ verb               allowed in          blocks until / repeating
 ``launch``         starting            the machine exists; after a failure it has undone itself
 ``adopt``          unknown             a running machine is taken over (True) or proved dead (False)
 ``connect_agent``  after launch/adopt  the agent has answered; repeating reconnects
+``settle``         starting            the machine is this pod's inside, too; harmless to repeat
+``lend``           ready               what a container needs of the host can be reached by the agent
+``take_back``      any                 what was lent is free again; harmless to repeat
 ``wait``           after launch/adopt  the machine has ended; any number of times
 ``stop``           any                 the machine is dead; stopping what is gone succeeds
 ``release``        stopped             everything it had acquired is freed; harmless to repeat
@@ -22,14 +25,15 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn, Protocol
 
 from kuasar.agent.client import AgentClient
 from kuasar.core.aio import Loop
 from kuasar.core.config import Engine
 from kuasar.core.errors import Unimplemented
+from kuasar.core.spawn import Completed
 
 
 class Capability(enum.Enum):
@@ -57,6 +61,25 @@ class Stage(enum.Enum):
 
 
 @dataclass(frozen=True)
+class Nic:
+    """A network interface of the pod, for machines with a kernel of their own: frames go through the open taps."""
+
+    name: str
+    mac: str
+    mtu: int
+    taps: tuple[int, ...]
+    """A descriptor for each queue; the worker keeps its own."""
+
+
+@dataclass(frozen=True)
+class Lent:
+    """A container as the agent shall make it."""
+
+    spec: dict[str, Any]
+    rootfs: list[Any]
+
+
+@dataclass(frozen=True)
 class MachineSpec:
     """What a machine is made for."""
 
@@ -70,6 +93,17 @@ class MachineSpec:
     host_ipc: bool
     log_path: str
     """File to which output of the machine and its helpers is appended."""
+    console_path: str = ""
+    """File of a machine's console."""
+    vcpus: int = 0
+    """Processors that the pod's limits and overhead ask for; 0: no limit."""
+    memory_bytes: int = 0
+    """Memory that they ask for; 0: no limit."""
+    nics: tuple[Nic, ...] = ()
+    network: Mapping[str, Any] = field(default_factory=dict)
+    """What the agent's operation ``network`` is to be given; empty: the pod's interfaces need nothing."""
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,8 +114,20 @@ class Ended:
     reason: str
 
 
+@dataclass(frozen=True)
+class User:
+    """As whom a program runs."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+ROOT = User(0, 0)
+
+
 class AgentProcess(Protocol):
-    """An agent that has been forked and waits to be let go (see ``Host.start_agent``)."""
+    """A process that has been forked and waits to be let go (see ``Host.start_agent``, ``Host.start_program``)."""
 
     pid: int
 
@@ -98,6 +144,14 @@ class Host(Protocol):
     loop: Loop
     directory: str
     """The sandbox directory."""
+    state_dir: str
+    log_dir: str
+    config_path: str
+    """The configuration file; empty: the defaults."""
+
+    @property
+    def engine(self) -> str:
+        """The engine's name in the configuration."""
 
     @property
     def machine(self) -> Mapping[str, Any]:
@@ -112,8 +166,27 @@ class Host(Protocol):
     def released(self, kind: str, name: str) -> None:
         """Strike it out after freeing it."""
 
+    def holdings(self) -> Sequence[tuple[str, str]]:
+        """All that is recorded as acquired, in order: a copy."""
+
+    def lap(self, phase: str) -> None:
+        """A phase of the start has ended (docs/architecture.md, "Phases")."""
+
+    async def run(self, argv: Sequence[str], deadline: float | None) -> Completed:
+        """Run a program to its end and collect its output."""
+
+    def keep(self, name: str, make: Callable[[], int]) -> int:
+        """A descriptor that all workers of the node share: the kept one, else what ``make`` gives, which is kept from
+        now on. The caller closes its own."""
+
     def start_agent(self, args: dict[str, Any], listen_fd: int, log_fd: int, flags: int) -> AgentProcess:
         """Fork an agent into new namespaces (``flags``: CLONE_NEW*), or exec one where the zygote is away."""
+
+    def start_program(
+        self, argv: Sequence[str], log_fd: int, fds: Sequence[int] = (), cgroup: str = "", user: User = ROOT
+    ) -> AgentProcess:
+        """Start a program in ``cgroup``, in a session of its own, that outlives this worker and is nobody's child to
+        wait for. Its output goes to ``log_fd``, ``fds`` become 3, 4 and so on; the caller keeps its own copies."""
 
 
 class Backend(ABC):
@@ -123,6 +196,10 @@ class Backend(ABC):
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
     uses_host_cgroups: ClassVar[bool] = False
     """Whether making a container or an exec moves a process between cgroups of this host."""
+    shares_host_files: ClassVar[bool] = True
+    """Whether the agent can open paths of this host, and its containers' cgroups are cgroups of this host."""
+    refused_host_namespaces: ClassVar[Mapping[str, str]] = {}
+    """Kinds (``net``, ``pid``, ``ipc``) that a pod cannot share with the host, each with the reason."""
 
     def __init__(self, host: Host, settings: Engine) -> None:
         self.host = host
@@ -139,6 +216,36 @@ class Backend(ABC):
     @abstractmethod
     async def connect_agent(self, deadline: float | None) -> AgentClient:
         """A channel to the agent that has said hello."""
+
+    async def settle(self, agent: AgentClient, spec: MachineSpec, deadline: float) -> None:  # noqa: B027 - most machines need nothing here
+        """Make the machine this pod's own from inside, once the agent answers."""
+
+    async def adopted(self, agent: AgentClient) -> None:  # noqa: B027 - most machines need nothing here
+        """A new worker has the machine and its agent again."""
+
+    async def lend(
+        self, container_id: str, bundle: str, spec: dict[str, Any], rootfs: list[Any], deadline: float | None
+    ) -> Lent:
+        """Make what a container needs of the host reachable for the agent; on failure nothing stays."""
+        return Lent(spec, rootfs)
+
+    async def take_back(self, container_id: str) -> None:  # noqa: B027 - most machines need nothing here
+        """Free what was lent to a container, which is gone."""
+
+    @property
+    def files_dir(self) -> str:
+        """The pod's own files (hostname, hosts, resolv.conf), as the agent sees them."""
+        return f"{self.host.directory}/files"
+
+    @property
+    def shm_dir(self) -> str:
+        """Mount point of the pod's shared memory, as the agent sees it."""
+        return f"{self.host.directory}/shm"
+
+    @property
+    def info(self) -> Mapping[str, str]:
+        """Facts of the machine for the verbose status."""
+        return {}
 
     @abstractmethod
     async def wait(self) -> Ended:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kuasar.core.engines import BACKEND_MODULES
-from kuasar.core.errors import KuasarError
+from kuasar.core.errors import InvalidArgument, KuasarError
 
 DEFAULT_PATH = "/etc/kuasar/kuasar.toml"
 
@@ -88,7 +88,28 @@ class Engine:
     binary: str = ""
     """Path or name of the engine's executable; the backend's usual name if empty."""
     cache_dir: str = ""
-    """Where compiled modules are kept; ``<cache_dir>/<kind>`` if empty."""
+    """Where compiled modules and templates of machines are kept; ``<cache_dir>/<kind>`` if empty."""
+    image: str = "/var/lib/kuasar/guest"
+    """Directory of the guest image (kernel, initial memory disk, root disk, ``image.json``)."""
+    kernel: str = ""
+    """A kernel instead of the image's; the image's if empty."""
+    kernel_arguments: str = ""
+    """Words that are added to the guest kernel's command line."""
+    accel: str = "auto"
+    """``kvm``, ``tcg``, or ``auto``: KVM where it really runs a guest, else TCG."""
+    template: bool = True
+    """Whether machines start as clones of a template; if not, each boots."""
+    memory_mib: int = 128
+    """Memory that every machine has at least."""
+    max_memory_mib: int = 16384
+    """Memory that a machine can grow to."""
+    max_vcpus: int = 8
+    """Processors that a machine can grow to."""
+    shared_fs: str = "virtiofs"
+    """``virtiofs``: a directory of the host serves root file systems and volumes; ``none``: only disks are possible,
+    and a clone's memory is a private copy of its template's."""
+    virtiofsd: str = "/usr/lib/qemu/virtiofsd"
+    """The server of the shared directory."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +146,15 @@ class Config:
         """Where each worker's log and each sandbox's own output are kept."""
         return f"{self.log_dir}/sandboxes"
 
+    def engine(self, name: str) -> Engine:
+        """The settings of an engine, with what is left open filled in. Raises :class:`InvalidArgument`."""
+        settings = self.engines.get(name)
+        if settings is None:
+            known = ", ".join(sorted(self.engines))
+            raise InvalidArgument(f"engine: no engine {name!r} is configured (there are: {known})", field="engine")
+        kind = settings.kind or name
+        return dataclasses.replace(settings, kind=kind, cache_dir=settings.cache_dir or f"{self.cache_dir}/{kind}")
+
     @property
     def bus_address(self) -> str:
         """The ZeroMQ endpoint of the gateway's ROUTER."""
@@ -134,6 +164,7 @@ class Config:
 LOG_LEVELS = ("debug", "info", "warning", "error")
 TASK_APIS = ("ttrpc", "grpc")
 _MAX_SOCKET_PATH = 107
+_MOST_VCPUS = 240
 
 
 def load(path: str | None = None) -> Config:
@@ -253,9 +284,26 @@ def _check_meaning(config: Config, problems: list[str]) -> None:
         kind = engine.kind or name
         if kind not in BACKEND_MODULES:
             problems.append(f"engines.{name}.kind: {kind!r} is none of {', '.join(sorted(BACKEND_MODULES))}")
+        _check_machine(f"engines.{name}", engine, problems)
     for name, sandboxer in config.sandboxers.items():
         if sandboxer.engine not in config.engines:
             known = ", ".join(sorted(config.engines)) or "none"
             problems.append(
                 f"sandboxers.{name}.engine: no [engines.{sandboxer.engine}] in this file (there are: {known})"
             )
+
+
+def _check_machine(key: str, engine: Engine, problems: list[str]) -> None:
+    """The settings of engines that run virtual machines."""
+    choices = {"accel": ("auto", "kvm", "tcg"), "shared_fs": ("virtiofs", "none")}
+    for name, allowed in choices.items():
+        if getattr(engine, name) not in allowed:
+            problems.append(f"{key}.{name}: {getattr(engine, name)!r} is none of {', '.join(allowed)}")
+    if not 64 <= engine.memory_mib <= engine.max_memory_mib:
+        problems.append(f"{key}.memory_mib: must be between 64 and max_memory_mib ({engine.max_memory_mib})")
+    if not 1 <= engine.max_vcpus <= _MOST_VCPUS:
+        problems.append(f"{key}.max_vcpus: must be between 1 and {_MOST_VCPUS}")
+    for name in ("image", "kernel", "virtiofsd"):
+        value = getattr(engine, name)
+        if value and not os.path.isabs(value):
+            problems.append(f"{key}.{name}: {value!r} is not an absolute path")

@@ -5,6 +5,7 @@ the module when the first sandbox of that kind needs it.
 """
 
 BACKEND_MODULES: dict[str, str] = {
+    "qemu": "kuasar.backends.qemu.engine",
     "runc": "kuasar.backends.runc",
     "wasmtime": "kuasar.backends.wasmtime",
 }

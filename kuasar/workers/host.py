@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 import socket
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kuasar.backends.base import AgentProcess
+from kuasar.backends.base import ROOT, AgentProcess, User
 from kuasar.core import log
 from kuasar.core.aio import Loop
 from kuasar.core.config import Config
 from kuasar.core.errors import BackendFailed, Unavailable
-from kuasar.core.spawn import Children
+from kuasar.core.spawn import Children, Completed
 from kuasar.supervisor import zygote_client
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ class WorkerHost:
     def __init__(self, loop: Loop, children: Children, config: Config, sandbox: Sandbox) -> None:
         self.loop = loop
         self.directory = sandbox.directory.path
+        self.state_dir = config.state_dir
+        self.log_dir = config.log_dir
+        self.config_path = config.path
         self._children = children
         self._config = config
         self._sandbox = sandbox
@@ -49,6 +53,22 @@ class WorkerHost:
     def released(self, kind: str, name: str) -> None:
         self._sandbox.directory.released(kind, name)
 
+    @property
+    def engine(self) -> str:
+        return self._sandbox.record.engine
+
+    async def run(self, argv: Sequence[str], deadline: float | None) -> Completed:
+        return await self._children.run(argv, deadline=deadline)
+
+    def keep(self, name: str, make: Callable[[], int]) -> int:
+        return make()
+
+    def holdings(self) -> Sequence[tuple[str, str]]:
+        return tuple(self._sandbox.record.holdings)
+
+    def lap(self, phase: str) -> None:
+        self._sandbox.phases.lap(phase)
+
     def start_agent(self, args: dict[str, Any], listen_fd: int, log_fd: int, flags: int) -> AgentProcess:
         title = f"kuasar-agent {self._sandbox.id}"
         args = {**args, "log_level": self._config.log_level}
@@ -59,6 +79,34 @@ class WorkerHost:
             log.warning("the zygote is away, the agent is executed instead", error=exc)
             return self._exec_agent(args, listen_fd, log_fd, flags)
 
+    def start_program(
+        self,
+        argv: Sequence[str],
+        log_fd: int,
+        fds: Sequence[int] = (),
+        cgroup: str = "",
+        user: User = ROOT,
+    ) -> AgentProcess:
+        args = {
+            "argv": list(argv),
+            "cgroup": cgroup,
+            "uid": user.uid,
+            "gid": user.gid,
+            "groups": list(user.groups),
+            "parent": 0,
+            "descriptors": 3 + len(fds),
+        }
+        log.info("starting", argv=shlex.join(argv))
+        request = {"kind": "program", "title": f"kuasar-program {self._sandbox.id}", "args": args}
+        try:
+            return zygote_client.fork(self._config.supervisor.zygote, request, [log_fd, *fds], _FORK_SECONDS)
+        except Unavailable as exc:
+            log.warning("the zygote is away, the program is started the slow way", error=exc)
+        launcher = [sys.executable, "-m", "kuasar.supervisor.program", json.dumps(args)]
+        numbered = {3 + index: fd for index, fd in enumerate(fds)}
+        pid, _ = self._children.spawn(launcher, stdout=log_fd, stderr=log_fd, pass_fds=numbered, new_session=True)
+        return SpawnedProgram(pid)
+
     def _exec_agent(self, args: dict[str, Any], listen_fd: int, log_fd: int, flags: int) -> AgentProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -68,6 +116,19 @@ class WorkerHost:
                 argv, stdout=log_fd, stderr=log_fd, pass_fds={3: listen_fd, 4: theirs.fileno()}, new_session=True
             )
         return ExecutedAgent(ours)
+
+
+class SpawnedProgram:
+    """A program started without the zygote: it runs already."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def commit(self) -> None:
+        """Nothing to wait for."""
+
+    def abort(self) -> None:
+        """The owner ends it by its pidfd."""
 
 
 class ExecutedAgent:

@@ -44,7 +44,7 @@ class Worker:
         self._sandbox = Sandbox(loop, self._children, config, sandbox_id)
         self._generation = self._sandbox.directory.next_generation()
         self._bus = BusDealer(loop, config.bus_address, sandbox_id, self._hello, self._handle)
-        self._bus.on_acked = self._sandbox.forget_answers
+        self._bus.on_acked = self._sandbox.link.forget_answers
         self._bus.on_outdated = lambda: self._finished.set_result(EXIT_OUTDATED)
         self._tasks = Tasks(self._sandbox, self._bus.publish)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +52,20 @@ class PodSpec:
         if values.get("dns") is not None:
             values["dns"] = Dns(**_checked(Dns, values["dns"], "config.dns"))
         return cls(**values)
+
+
+def wanted_size(pod: PodSpec) -> tuple[int, int]:
+    """(processors, bytes of memory) that the pod's limits and overhead ask for; 0 where there is no limit."""
+    cpus = memory = 0.0
+    for part in (pod.resources, pod.overhead):
+        quota, period = part.get("cpu_quota", 0), part.get("cpu_period", 0) or 100_000
+        cpus += max(0, quota) / period
+        memory += max(0, part.get("memory_limit_in_bytes", 0))
+    if pod.resources.get("cpu_quota", 0) <= 0:
+        cpus = 0  # overhead alone is no limit
+    if pod.resources.get("memory_limit_in_bytes", 0) <= 0:
+        memory = 0
+    return math.ceil(cpus), int(memory)
 
 
 _CHECKS: dict[str, Any] = {

@@ -6,31 +6,29 @@ a successor or a later shutdown can free it by name.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from kuasar.agent.client import AgentClient
 from kuasar.backends.base import Backend, Ended, MachineSpec
 from kuasar.backends.registry import require_backend
 from kuasar.core import cgroup, log
 from kuasar.core.aio import Future, Loop, Task
 from kuasar.core.config import Config
-from kuasar.core.errors import AlreadyExists, InvalidArgument, KuasarError, NotFound, Unavailable, WrongState, wrap
+from kuasar.core.errors import AlreadyExists, InvalidArgument, KuasarError, NotFound, Unimplemented, WrongState, wrap
 from kuasar.core.spawn import Children
 from kuasar.workers.files import pod_hostname, write_pod_files
 from kuasar.workers.host import WorkerHost
+from kuasar.workers.link import AgentLink
 from kuasar.workers.phases import Phases
-from kuasar.workers.pod import PodSpec
+from kuasar.workers.pod import PodSpec, wanted_size
 from kuasar.workers.record import Record, SandboxDirectory
 from kuasar.workers.states import State, StateMachine
 
 _SHM_BYTES = 64 * 1024 * 1024
 _START_SECONDS = 60.0
-_RECONNECT_SECONDS = 5.0
 _UNPRIVILEGED = {
     # What containerd sets for its own pods by default: ports below 1024 and ping without capabilities.
     "net.ipv4.ip_unprivileged_port_start": "0",
@@ -46,14 +44,14 @@ class Sandbox:
         self.loop = loop
         self.directory = SandboxDirectory(config.sandboxes_dir, sandbox_id)
         self.machine = StateMachine(f"sandbox {sandbox_id}", State.NEW, self._on_state)
-        self.agent: AgentClient | None = None
+        self.link = AgentLink(loop, sandbox_id, self._why_over)
+        self.link.on_unreachable = self._on_unreachable
+        self.phases = Phases()
         self.on_ended: Callable[[Ended], None] = lambda _: None
-        self.on_agent: Callable[[AgentClient], None] = lambda _: None
         self._config = config
         self._host = WorkerHost(loop, children, config, self)
         self._backend: Backend | None = None
         self._waiters: list[Future[Any]] = []
-        self._changes: list[Future[None]] = []
         self._watcher: Task[None] | None = None
 
     # -- facts ---------------------------------------------------------------------------------------------------
@@ -78,14 +76,14 @@ class Sandbox:
         return self._backend
 
     @property
-    def files_dir(self) -> str:
-        """The pod's own files."""
-        return f"{self.directory.path}/files"
-
-    @property
     def shm_dir(self) -> str:
         """Mount point of the pod's shared memory, as the agent sees it; empty if the pod uses the host's."""
-        return "" if self.record.pod.host_ipc else f"{self.directory.path}/shm"
+        return "" if self.record.pod.host_ipc else self.backend.shm_dir
+
+    @property
+    def console_path(self) -> str:
+        """Where the console of a machine that has one is written."""
+        return f"{self._config.sandbox_log_dir}/{self.id}.console.log"
 
     @property
     def cgroup(self) -> str:
@@ -94,37 +92,9 @@ class Sandbox:
         return f"{cgroup.expand(parent) if parent else '/kuasar'}/kuasar-{self.id}"
 
     async def call_agent(self, op: str, body: dict[str, Any], key: str, deadline: float | None) -> dict[str, Any]:
-        """Have the agent do ``op``. A broken channel is mended and the call repeated under the same key.
-
-        Raises :class:`Unavailable` when the machine has ended before the answer.
-        """
-        while True:
-            self.machine.require(State.READY, State.STOPPING, State.STOPPED, doing=op)
-            agent = self.agent
-            if agent is not None:
-                try:
-                    return await agent.call(op, body, key=key, deadline=deadline)
-                except Unavailable:
-                    log.info("the channel to the agent broke", op=op)
-            if self.state is State.STOPPED:
-                raise Unavailable(f"{op}: the machine of sandbox {self.id} has ended: {self.record.reason}")
-            if self.agent is agent:
-                await self.loop.wait_for(self._next_change(), deadline, op)
-
-    def forget_answers(self, keys: list[str]) -> None:
-        """The gateway has the answers to these keys for good; the agent need not keep them."""
-        if self.agent is not None:
-            self.agent.ack_keys(keys)
-
-    def _next_change(self) -> Future[None]:
-        future: Future[None] = self.loop.future()
-        self._changes.append(future)
-        return future
-
-    def _changed(self) -> None:
-        changes, self._changes = self._changes, []
-        for change in changes:
-            change.set_result(None)
+        """Have the agent do ``op``. Raises :class:`Unavailable` when the machine has ended before the answer."""
+        self.machine.require(State.READY, State.STOPPING, State.STOPPED, doing=op)
+        return await self.link.call(op, body, key, deadline)
 
     # -- a successor looks at what it inherits -----------------------------------------------------------------------
 
@@ -152,24 +122,21 @@ class Sandbox:
 
     async def _adopted(self, recorded: State) -> None:
         try:
-            await self._connect(time.monotonic() + _START_SECONDS)
+            agent = await self.link.connect(self.backend, time.monotonic() + _START_SECONDS)
+            await self.backend.adopted(agent)
         except KuasarError as exc:
             log.error("the agent of the running machine does not answer, ending it", error=exc)
             await self.backend.stop(0, None)
             await self._ended(Ended(255, f"the agent did not answer the new worker: {exc}"))
             return
         self.machine.to(State.READY)
+        self.link.keep(True)
         self._watcher = self.loop.spawn(self._watch(), "watch")
         log.info("adopted the running machine", pid=self.backend.pid, recorded=recorded.value)
 
     def _make_backend(self, engine: str) -> Backend:
-        settings = self._config.engines.get(engine)
-        if settings is None:
-            known = ", ".join(sorted(self._config.engines))
-            raise InvalidArgument(f"engine: no engine {engine!r} is configured (there are: {known})", field="engine")
-        kind = settings.kind or engine
-        cache_dir = settings.cache_dir or f"{self._config.cache_dir}/{kind}"
-        return require_backend(kind)(self._host, dataclasses.replace(settings, kind=kind, cache_dir=cache_dir))
+        settings = self._config.engine(engine)
+        return require_backend(settings.kind)(self._host, settings)
 
     # -- verbs -----------------------------------------------------------------------------------------------------
 
@@ -179,7 +146,9 @@ class Sandbox:
             raise AlreadyExists(f"sandbox {self.id} exists already, it is {self.state.value}")
         pod = PodSpec.from_wire(body["config"])
         self._check_host_access(pod, body["netns"])
-        self._backend = self._make_backend(body["engine"])
+        backend = self._make_backend(body["engine"])
+        _check_host_namespaces(pod, backend)
+        self._backend = backend
         self.directory.record = Record(
             id=self.id,
             namespace=body["namespace"],
@@ -210,7 +179,7 @@ class Sandbox:
         """Start the machine and bring its agent up. On failure everything is undone and start may be repeated."""
         self.machine.require(State.CREATED, doing="start")
         record = self.record
-        phases = Phases()
+        phases = self.phases = Phases()
         self.machine.to(State.STARTING)
         try:
             await self._start_steps(phases, _earlier(deadline, time.monotonic() + _START_SECONDS))
@@ -224,34 +193,26 @@ class Sandbox:
         record.started_at = time.time_ns()
         record.phases = phases.laps
         self.machine.to(State.READY)
+        self.link.keep(True)
         self._watcher = self.loop.spawn(self._watch(), "watch")
         log.info("started", pid=self.backend.pid, phases=phases)
         return {"pid": self.backend.pid, "created_at": record.created_at, "phases": phases.laps}
 
     async def _start_steps(self, phases: Phases, deadline: float) -> None:
         pod = self.record.pod
-        write_pod_files(self.files_dir, pod)
+        write_pod_files(f"{self.directory.path}/files", pod)
         phases.lap("files")
         self.directory.acquiring("cgroup", self.cgroup)
         cgroup.create(self.cgroup)
         phases.lap("cgroup")
-        await self.backend.launch(
-            MachineSpec(
-                sandbox_id=self.id,
-                hostname=pod_hostname(pod),
-                netns=self.record.netns,
-                cgroup=self.cgroup,
-                host_pid=pod.host_pid,
-                host_ipc=pod.host_ipc,
-                log_path=f"{self._config.sandbox_log_dir}/{self.id}.agent.log",
-            ),
-            deadline,
-        )
+        spec = self._machine_spec(pod)
+        await self.backend.launch(spec, deadline)
         phases.lap("launch")
-        agent = await self._connect(deadline)
+        agent = await self.link.connect(self.backend, deadline)
         phases.lap("agent")
+        await self.backend.settle(agent, spec, deadline)
         setup = {
-            "hostname": pod_hostname(pod),
+            "hostname": spec.hostname,
             "sysctls": (_UNPRIVILEGED if self.record.netns else {}) | pod.sysctls,
             "shm_bytes": 0 if pod.host_ipc else _SHM_BYTES,
             "files": {},
@@ -259,31 +220,35 @@ class Sandbox:
         await agent.call("setup", setup, deadline=deadline)
         phases.lap("setup")
 
-    async def _connect(self, deadline: float) -> AgentClient:
-        agent = await self.backend.connect_agent(deadline)
-        agent.on_close = lambda: self._on_agent_lost(agent)
-        self.agent = agent
-        self.on_agent(agent)
-        self._changed()
-        return agent
+    def _machine_spec(self, pod: PodSpec) -> MachineSpec:
+        vcpus, memory_bytes = wanted_size(pod)
+        return MachineSpec(
+            sandbox_id=self.id,
+            hostname=pod_hostname(pod),
+            netns=self.record.netns,
+            cgroup=self.cgroup,
+            host_pid=pod.host_pid,
+            host_ipc=pod.host_ipc,
+            log_path=f"{self._config.sandbox_log_dir}/{self.id}.agent.log",
+            console_path=self.console_path,
+            vcpus=vcpus,
+            memory_bytes=memory_bytes,
+            annotations=pod.annotations,
+        )
 
-    def _on_agent_lost(self, agent: AgentClient) -> None:
-        if self.agent is not agent:
-            return
-        self.agent = None
+    def _why_over(self) -> str:
+        return self.record.reason or "stopped" if self.state is State.STOPPED else ""
+
+    def _on_unreachable(self, exc: KuasarError) -> None:
         if self.state is State.READY:
-            self.loop.spawn(self._reconnect(), "reconnect")
+            log.error("the agent cannot be reached any more, ending the machine", error=exc)
+            self.loop.spawn(self._end_unreachable(), "end of an unreachable machine")
 
-    async def _reconnect(self) -> None:
-        """The channel broke. Mostly because the agent is dying, which ``_watch`` sees; else it is made anew."""
-        try:
-            await self._connect(time.monotonic() + _RECONNECT_SECONDS)
-        except KuasarError as exc:
-            if self.state is State.READY:
-                log.error("the agent cannot be reached any more, ending the machine", error=exc)
-                await self.backend.stop(0, None)
+    async def _end_unreachable(self) -> None:
+        await self.backend.stop(0, None)
 
     async def _undo_start(self) -> None:
+        self.link.close()
         await self.backend.stop(0, None)
         await self._release()
 
@@ -293,7 +258,8 @@ class Sandbox:
             return {"stage": "gone"}
         if self.state is State.READY:
             self.machine.to(State.STOPPING)
-        stage = await self.backend.stop(grace, self.agent)
+        self.link.keep(False)
+        stage = await self.backend.stop(grace, self.link.agent)
         await self._ended(Ended(0, f"stopped ({stage.value})"))
         log.info("stopped", stage=stage.value)
         return {"stage": stage.value}
@@ -315,8 +281,9 @@ class Sandbox:
                 self.machine.to(State.STOPPED)
             await self._release()
         self.directory.remove()
-        with suppress(FileNotFoundError):
-            os.unlink(f"{self._config.sandbox_log_dir}/{self.id}.agent.log")
+        for path in (f"{self._config.sandbox_log_dir}/{self.id}.agent.log", self.console_path):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
         self.machine.to(State.GONE)
         return {}
 
@@ -351,6 +318,7 @@ class Sandbox:
             "directory": self.directory.path,
             "log": f"{self._config.sandbox_log_dir}/{self.id}.log",
             "containers": " ".join(record.containers),
+            **self.backend.info,
             "phases": " ".join(f"{name}={milliseconds}ms" for name, milliseconds in record.phases),
             "exit_status": str(record.exit_status),
             "reason": record.reason,
@@ -369,7 +337,7 @@ class Sandbox:
         self.record.pod = pod
         self.directory.save()
         if self.state is State.READY:
-            write_pod_files(self.files_dir, pod)
+            write_pod_files(f"{self.directory.path}/files", pod)
         return {}
 
     # -- the end -----------------------------------------------------------------------------------------------------
@@ -388,14 +356,11 @@ class Sandbox:
         watcher, self._watcher = self._watcher, None
         if watcher is not None and self.state is State.STOPPING:
             watcher.cancel()
-        agent, self.agent = self.agent, None
         record = self.record
         record.exit_status, record.reason, record.exited_at = ended.exit_status, ended.reason, time.time_ns()
         self.machine.to(State.STOPPED)
         self.on_ended(ended)
-        if agent is not None:
-            agent.close()
-        self._changed()
+        self.link.close()
         await self._release()
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
@@ -425,6 +390,21 @@ class Sandbox:
         if after is not State.GONE and self.directory.record is not None:
             self.directory.record.state = after.value
             self.directory.save()
+
+
+def _check_host_namespaces(pod: PodSpec, backend: Backend) -> None:
+    """Refuse a pod that shares with the host what its engine cannot share."""
+    wanted = {"net": pod.host_network, "pid": pod.host_pid, "ipc": pod.host_ipc}
+    names = {"net": "network", "pid": "pid", "ipc": "ipc"}
+    for kind, reason in backend.refused_host_namespaces.items():
+        if wanted[kind]:
+            field = f"config.linux.security_context.namespace_options.{names[kind]}"
+            raise Unimplemented(
+                f"{field}: a pod of engine {backend.kind} cannot use the host's {names[kind]} namespace: {reason}",
+                engine=backend.kind,
+                capability=f"host-{names[kind]}",
+                field=field,
+            )
 
 
 def _earlier(deadline: float | None, limit: float) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import Ended
 from kuasar.core import cgroup, log
-from kuasar.core.errors import NotFound, Unavailable, WrongState
+from kuasar.core.errors import KuasarError, NotFound, Unavailable, WrongState
 from kuasar.core.ids import require_id
 from kuasar.core.threads import in_thread
 from kuasar.workers.sandbox import Sandbox
@@ -32,7 +32,7 @@ class Tasks:
     def __init__(self, sandbox: Sandbox, publish: Callable[[str, dict[str, Any], Callable[[], None]], None]) -> None:
         self._sandbox = sandbox
         self._publish = publish
-        sandbox.on_agent = self._on_agent
+        sandbox.link.on_agent = self._on_agent
         sandbox.on_ended = self._on_ended
 
     async def handle(self, op: str, body: dict[str, Any], key: str, deadline: float | None) -> dict[str, Any]:
@@ -63,18 +63,23 @@ class Tasks:
     async def _create(self, body: dict[str, Any], key: str, deadline: float | None) -> dict[str, Any]:
         sandbox, container_id = self._sandbox, body["id"]
         sandbox.machine.require(State.READY, doing="create a container")
+        backend = sandbox.backend
         spec = read_spec(body["bundle"])
-        add_pod_mounts(spec, sandbox.files_dir, sandbox.shm_dir)
-        path = cgroup.expand(cgroups_path(spec) or f"/kuasar/{sandbox.id}-{container_id}")
-        spec.setdefault("linux", {})["cgroupsPath"] = path
+        path = ""
+        if backend.shares_host_files:
+            path = cgroup.expand(cgroups_path(spec) or f"/kuasar/{sandbox.id}-{container_id}")
+            spec.setdefault("linux", {})["cgroupsPath"] = path
+            sandbox.directory.acquiring("cgroup", path)
         known = container_id in sandbox.record.containers
-        sandbox.directory.acquiring("cgroup", path)
         if not known:
             facts = {name: body[name] for name in ("bundle", "stdin", "stdout", "stderr", "terminal")}
             sandbox.record.containers[container_id] = {**facts, "cgroup": path, "pid": 0}
             sandbox.directory.save()
         try:
-            reply = await sandbox.call_agent("task.create", {**body, "spec": spec}, key, deadline)
+            lent = await backend.lend(container_id, body["bundle"], spec, body["rootfs"], deadline)
+            add_pod_mounts(lent.spec, backend.files_dir, sandbox.shm_dir)
+            request = {**body, "spec": lent.spec, "rootfs": lent.rootfs}
+            reply = await sandbox.call_agent("task.create", request, key, deadline)
         except Exception:
             if not known and sandbox.state is State.READY:
                 await self._forget(container_id)
@@ -84,14 +89,19 @@ class Tasks:
         return reply
 
     async def _forget(self, container_id: str) -> None:
-        """Strike a container out, and its cgroup if the engine left it behind."""
+        """Strike a container out, with what was lent to it, and its cgroup if the engine left it behind."""
         sandbox = self._sandbox
         facts = sandbox.record.containers.pop(container_id, None)
         if facts is None:
             return
+        try:
+            await sandbox.backend.take_back(container_id)
+        except KuasarError as exc:  # it is gone for its owner; what stays is recorded and freed with the sandbox
+            log.error("what was lent cannot be taken back", container=container_id, error=exc)
         path = facts["cgroup"]
-        await cgroup.destroy(sandbox.loop, path)
-        sandbox.directory.released("cgroup", path)
+        if path:
+            await cgroup.destroy(sandbox.loop, path)
+            sandbox.directory.released("cgroup", path)
         sandbox.directory.save()
 
     # -- what the agent tells ------------------------------------------------------------------------------------------

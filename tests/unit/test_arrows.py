@@ -15,7 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": set(),
     "bus": {"core"},
     "agent": {"core"},
-    "backends": {"core", "agent.client"},
+    "backends": {"core", "agent.client", "agent.kernel", "agent.mounts"},
     "supervisor": {"core", "workers.main", "agent.main"},
     "workers": {"core", "bus", "backends", "agent.client", "supervisor.zygote_client"},
     "gateway": {"core", "api", "bus", "supervisor.client"},
