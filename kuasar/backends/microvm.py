@@ -1,0 +1,369 @@
+"""What every virtual machine has in common: share, agent channel, storage, network, identity, the order of its end.
+
+An engine (QEMU, Cloud Hypervisor …) says how its machine is started, found again, and how devices are plugged in; this
+module says when. The pod's things inside the machine are below :data:`GUEST_DIRECTORY`, where the agent keeps its own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from abc import abstractmethod
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, ClassVar
+
+from kuasar.agent.client import AgentClient
+from kuasar.backends.base import Backend, Capability, Ended, Host, Lent, MachineSpec, Stage
+from kuasar.backends.processes import HeldProcess
+from kuasar.backends.share import GUEST_DIRECTORY as SHARE_IN_GUEST
+from kuasar.backends.share import TAG, Share
+from kuasar.backends.sizes import Size, size_for
+from kuasar.backends.storage import Storage
+from kuasar.core import log
+from kuasar.core.aio import Task
+from kuasar.core.config import Engine
+from kuasar.core.errors import BackendFailed, InvalidArgument, KuasarError
+
+GUEST_DIRECTORY = "/run/kuasar"
+NO_HOST_NAMESPACE = "a virtual machine has a kernel of its own"
+_KILL_SECONDS = 5.0
+_POWER_OFF_SECONDS = 3.0
+_CLOCK_SECONDS = 300.0
+_LARGEST_CLOCK_OFFSET = 500_000_000
+_CONSOLE_TAIL_BYTES = 16 * 1024
+_CONSOLE_LINES = 12
+_MAX_CONSOLE_BYTES = 1024 * 1024
+_CONSOLE_CHECK_SECONDS = 5.0
+_PANIC = re.compile(r"Kernel panic - not syncing: .*|Out of memory and no killable processes.*|kuasar-guest: end: .*")
+ANNOTATION_SHARED_FS = "io.kuasar/shared-fs"
+
+
+class MicroVm(Backend):
+    """Base of the engines that run virtual machines."""
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.EXEC, Capability.TTY, Capability.RESIZE, Capability.ATTACH, Capability.PAUSE}
+    )
+    shares_host_files: ClassVar[bool] = False
+    refused_host_namespaces: ClassVar[Mapping[str, str]] = dict.fromkeys(("net", "pid", "ipc"), NO_HOST_NAMESPACE)
+
+    def __init__(self, host: Host, settings: Engine) -> None:
+        super().__init__(host, settings)
+        self.vmm = HeldProcess(host, "vmm")
+        self._share: Share | None = None
+        self._storage: Storage | None = None
+        self._log_path = ""
+        self._clock: Task[None] | None = None
+        self._console: Task[None] | None = None
+
+    # -- what an engine has to say -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def boot(self, spec: MachineSpec, deadline: float) -> None:
+        """Start the machine, with ``self.vmm`` taken, so that an agent will answer. Undone by :meth:`release`."""
+
+    @abstractmethod
+    async def reconnect(self, deadline: float) -> None:
+        """Take up the control of an adopted machine again."""
+
+    @abstractmethod
+    async def open_channel(self, deadline: float) -> AgentClient:
+        """A channel to the agent, which has said hello."""
+
+    @abstractmethod
+    async def attach_share(self, share: Share, deadline: float) -> None:
+        """Connect the machine to the share's server under the tag :data:`TAG`."""
+
+    @abstractmethod
+    async def attach_nics(self, spec: MachineSpec, deadline: float) -> None:
+        """Plug in the pod's network interfaces."""
+
+    @abstractmethod
+    async def attach_disk(self, serial: str, path: str, read_only: bool, deadline: float | None) -> None:
+        """Plug in a block device or image file."""
+
+    @abstractmethod
+    async def detach_disk(self, serial: str) -> None:
+        """Unplug it; harmless when it is gone."""
+
+    @abstractmethod
+    async def grow(self, size: Size, deadline: float) -> None:
+        """Give the machine at least ``size``, as far as the engine can."""
+
+    @abstractmethod
+    async def ask_to_quit(self) -> None:
+        """Tell the VMM to end; harmless when it is gone."""
+
+    @abstractmethod
+    async def disconnect(self) -> None:
+        """Drop control connections and files of the engine's own; harmless to repeat."""
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        return self.vmm.pid
+
+    @property
+    def files_dir(self) -> str:
+        return f"{SHARE_IN_GUEST}/files"
+
+    @property
+    def shm_dir(self) -> str:
+        return f"{GUEST_DIRECTORY}/shm"
+
+    @property
+    def size(self) -> Size:
+        """What the machine has now."""
+        return Size(*self.host.machine.get("size", (0, 0)))
+
+    @property
+    def info(self) -> Mapping[str, str]:
+        machine = self.host.machine
+        return {
+            "start": str(machine.get("start", "")),
+            "vcpus": str(self.size.vcpus),
+            "memory": f"{self.size.memory_bytes >> 20} MiB",
+            "shared_fs": str(machine.get("shared_fs", "")),
+            "console": str(machine.get("console", "")),
+        }
+
+    async def launch(self, spec: MachineSpec, deadline: float | None) -> None:
+        limit = time.monotonic() + 60.0 if deadline is None else deadline
+        self._log_path = spec.log_path
+        shared_fs = self._shared_fs(spec)
+        self.host.remember(shared_fs=shared_fs, log=spec.log_path, console=spec.console_path)
+        if shared_fs == "virtiofs":
+            self._make_share().open(spec.cgroup, spec.log_path)
+            self.host.lap("share")
+        await self.boot(spec, limit)
+        self._watch_console(spec.console_path)
+
+    def _shared_fs(self, spec: MachineSpec) -> str:
+        """``virtiofs`` or ``none``: the pod's word, else the configuration's."""
+        wanted = spec.annotations.get(ANNOTATION_SHARED_FS, self.settings.shared_fs)
+        if wanted not in ("virtiofs", "none"):
+            name = f"annotations.{ANNOTATION_SHARED_FS}"
+            raise InvalidArgument(f"{name}: {wanted!r} is neither virtiofs nor none", field=name)
+        return wanted
+
+    def _make_share(self) -> Share:
+        if self._share is None:
+            self._share = Share(self.host, self.settings.virtiofsd)
+        return self._share
+
+    def _storage_of(self) -> Storage:
+        if self._storage is None:
+            share = self._make_share() if self.host.machine.get("shared_fs") == "virtiofs" else None
+            self._storage = Storage(share, self)
+        return self._storage
+
+    async def connect_agent(self, deadline: float | None) -> AgentClient:
+        """Waits for the boot; a machine that ends meanwhile is told with its last words."""
+        limit = time.monotonic() + 60.0 if deadline is None else deadline
+        loop = self.host.loop
+        channel = loop.spawn(self.open_channel(limit), "the agent's channel")
+        end = loop.spawn(self.vmm.wait(), "the machine's end")
+        gate = loop.future()
+        for task in (channel, end):
+            task.add_done_callback(lambda _: gate.set_result(None))
+        try:
+            await gate
+            if not channel.done:
+                raise BackendFailed(f"the machine ended before its agent answered: {self._last_words()}")
+            try:
+                return channel.result()
+            except KuasarError as exc:
+                words = self._last_words()
+                raise BackendFailed(f"the agent of the machine does not answer: {exc}; {words}") from exc
+        finally:
+            channel.cancel()
+            end.cancel()
+
+    async def settle(self, agent: AgentClient, spec: MachineSpec, deadline: float) -> None:
+        """Everything that must not come from a template, and what the pod adds; proved before the pod counts as
+        ready."""
+        if self.host.machine.get("shared_fs") == "virtiofs":
+            await self.attach_share(self._make_share(), deadline)
+        await self.attach_nics(spec, deadline)
+        self.host.lap("devices")
+        machine_id = os.urandom(16).hex()
+        identity = {
+            "time_ns": time.time_ns(),
+            "entropy": os.urandom(64),
+            "machine_id": machine_id,
+            "hostname": spec.hostname,
+        }
+        proof = await agent.call("guest.identity", identity, deadline=deadline)
+        self._check_proof(proof, machine_id, spec)
+        self.host.remember(boot_id=proof["boot_id"], machine_id=machine_id)
+        self.host.lap("identity")
+        if self.host.machine.get("shared_fs") == "virtiofs":
+            await agent.call("guest.share", {"tag": TAG}, deadline=deadline)
+            self.host.lap("mount")
+        if spec.network:
+            await agent.call("network", dict(spec.network), deadline=deadline)
+            self.host.lap("addresses")
+        wanted = size_for(spec.vcpus, spec.memory_bytes, self.size, self.settings)
+        if wanted != self.size:
+            await self._grow(agent, wanted, deadline)
+            self.host.lap("size")
+        self._keep_clock(agent)
+
+    def _check_proof(self, proof: Mapping[str, Any], machine_id: str, spec: MachineSpec) -> None:
+        offset = abs(time.time_ns() - proof["time_ns"])
+        wrong = []
+        if offset > _LARGEST_CLOCK_OFFSET:
+            wrong.append(f"its clock is {offset / 1e9:.1f} s off")
+        if proof["machine_id"] != machine_id:
+            wrong.append("it has not taken its machine id")
+        if spec.hostname and proof["hostname"] != spec.hostname:
+            wrong.append("it has not taken its host name")
+        if not proof["boot_id"]:
+            wrong.append("it has no boot id of its own")
+        if wrong:
+            raise BackendFailed(f"the machine is not fit for the pod: {'; '.join(wrong)}")
+
+    async def _grow(self, agent: AgentClient, size: Size, deadline: float) -> None:
+        await self.grow(size, deadline)
+        await agent.call("guest.online", {"cpus": size.vcpus}, deadline=deadline)
+        self.host.remember(size=[size.vcpus, size.memory_bytes])
+
+    def _keep_clock(self, agent: AgentClient) -> None:
+        """Machines drift, most of all while they are paused."""
+
+        async def keep() -> None:
+            while not agent.closed:
+                await self.host.loop.sleep(_CLOCK_SECONDS)
+                with suppress(KuasarError):
+                    deadline = time.monotonic() + _CLOCK_SECONDS
+                    reply = await agent.call("guest.clock", {"time_ns": time.time_ns()}, deadline=deadline)
+                    log.debug("clock", offset_ns=reply["offset_ns"])
+
+        if self._clock is not None:
+            self._clock.cancel()
+        self._clock = self.host.loop.spawn(keep(), "clock")
+
+    async def adopt(self, deadline: float | None) -> bool:
+        alive = self.vmm.adopt()
+        if self.host.machine.get("shared_fs") == "virtiofs":
+            self._make_share().adopt()
+        self._log_path = str(self.host.machine.get("log", ""))
+        if alive:
+            await self.reconnect(time.monotonic() + 20.0 if deadline is None else deadline)
+            self._watch_console(str(self.host.machine.get("console", "")))
+        return alive
+
+    async def adopted(self, agent: AgentClient) -> None:
+        self._keep_clock(agent)
+
+    # -- containers ----------------------------------------------------------------------------------------------------
+
+    async def lend(
+        self, container_id: str, bundle: str, spec: dict[str, Any], rootfs: list[Any], deadline: float | None
+    ) -> Lent:
+        lent, serials = await self._storage_of().lend(container_id, bundle, spec, rootfs, SHARE_IN_GUEST, deadline)
+        if serials:
+            self.host.remember(lent={**self.host.machine.get("lent", {}), container_id: serials})
+        return lent
+
+    async def take_back(self, container_id: str) -> None:
+        lent = dict(self.host.machine.get("lent", {}))
+        serials = lent.pop(container_id, [])
+        await self._storage_of().take_back(container_id, serials if self.vmm.alive else [])
+        if serials:
+            self.host.remember(lent=lent)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    async def wait(self) -> Ended:
+        ends = [self.vmm.wait()]
+        if self._share is not None and self._share.daemon.pid:
+            ends.append(self._share.daemon.wait())
+        gate = self.host.loop.future()
+        tasks = [self.host.loop.spawn(end, "end") for end in ends]
+        for task in tasks:
+            task.add_done_callback(lambda _: gate.set_result(None))
+        try:
+            await gate
+        finally:
+            for task in tasks:
+                task.cancel()
+        if self.vmm.alive:
+            # Without its files every container of the machine hangs: an end with a reason is better.
+            await self.vmm.kill(time.monotonic() + _KILL_SECONDS)
+            return Ended(255, f"the server of the machine's shared directory (virtiofsd) died: {self._tail_of_log()}")
+        return Ended(255, f"the machine ended: {self._last_words()}")
+
+    async def stop(self, grace: float, agent: AgentClient | None) -> Stage:
+        self._cancel_tasks()
+        if not self.vmm.alive:
+            return Stage.GONE
+        if agent is not None:
+            deadline = time.monotonic() + grace + _POWER_OFF_SECONDS
+            # The peer may be dead or hung: whatever it answers, what counts is whether it ends.
+            with suppress(KuasarError):
+                await agent.call("shutdown", {"grace": grace}, deadline=deadline)
+                if await self.vmm.ended_by(deadline):
+                    return Stage.ASKED
+        await self.ask_to_quit()
+        await self.vmm.kill(time.monotonic() + _KILL_SECONDS)
+        return Stage.KILLED
+
+    async def release(self) -> None:
+        self._cancel_tasks()
+        await self.disconnect()
+        self.vmm.release()
+        if self.host.machine.get("shared_fs") == "virtiofs":
+            await self._make_share().release(time.monotonic() + _KILL_SECONDS)
+
+    def _cancel_tasks(self) -> None:
+        for task in (self._clock, self._console):
+            if task is not None:
+                task.cancel()
+        self._clock = self._console = None
+
+    # -- last words --------------------------------------------------------------------------------------------------
+
+    def _last_words(self) -> str:
+        """Why the machine may have ended: a panic, the guest's own words, the VMM's, the end of the console."""
+        console = _tail(str(self.host.machine.get("console", "")))
+        said = _PANIC.findall(console)
+        if said:
+            return str(said[-1]).strip()
+        words = self._tail_of_log()
+        lines = [line.rstrip() for line in console.splitlines() if line.strip()][-_CONSOLE_LINES:]
+        return "; ".join(
+            part for part in (words, "last lines of its console: " + " | ".join(lines) if lines else "") if part
+        )
+
+    def _tail_of_log(self) -> str:
+        lines = [line.strip() for line in _tail(self._log_path).splitlines() if line.strip()]
+        return " | ".join(lines[-3:])
+
+    def _watch_console(self, path: str) -> None:
+        """Keeps the console's file small: beyond a limit its older half goes (the VMM appends, so it may be cut)."""
+
+        async def watch() -> None:
+            while True:
+                await self.host.loop.sleep(_CONSOLE_CHECK_SECONDS)
+                with suppress(OSError):
+                    if os.stat(path).st_size > _MAX_CONSOLE_BYTES:
+                        kept = _tail(path, _MAX_CONSOLE_BYTES // 2)
+                        os.truncate(path, 0)
+                        with open(path, "a", encoding="utf-8") as file:  # noqa: ASYNC230 - half a MiB, rarely
+                            file.write(kept)
+
+        if path:
+            self._console = self.host.loop.spawn(watch(), "console")
+
+
+def _tail(path: str, size: int = _CONSOLE_TAIL_BYTES) -> str:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""

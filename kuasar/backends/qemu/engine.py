@@ -1,0 +1,150 @@
+"""The QEMU engine of a worker: a pod's machine, cloned from a template where there is one, else booted."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any, ClassVar
+
+from kuasar.agent.client import AgentClient
+from kuasar.backends.base import ROOT, Host, MachineSpec
+from kuasar.backends.microvm import MicroVm
+from kuasar.backends.processes import open_log
+from kuasar.backends.qemu.devices import Devices
+from kuasar.backends.qemu.facts import Setup, find_setup
+from kuasar.backends.qemu.machine import Machine, Placement, user_of
+from kuasar.backends.qemu.template import Template, Templates
+from kuasar.backends.share import Share
+from kuasar.backends.sizes import Size
+from kuasar.core import config, log
+from kuasar.core.errors import KuasarError
+
+
+class Engine(MicroVm):
+    """A pod in a QEMU machine."""
+
+    kind: ClassVar[str] = "qemu"
+
+    def __init__(self, host: Host, settings: config.Engine) -> None:
+        super().__init__(host, settings)
+        self._machine = Machine(host, self.vmm, self._on_event)
+        self._devices = Devices(host, self._machine)
+
+    def _on_event(self, name: str, data: dict[str, Any]) -> None:
+        log.debug("QEMU", event=name, data=data)
+        self._devices.on_event(name, data)
+
+    # -- start ---------------------------------------------------------------------------------------------------------
+
+    async def boot(self, spec: MachineSpec, deadline: float) -> None:
+        setup = await find_setup(self.host, self.settings)
+        self.host.lap("setup")
+        template, why_not = None, "template = false"
+        if self.settings.template:
+            templates = Templates(f"{self.settings.cache_dir}/templates", f"{self.host.state_dir}/verified-templates")
+            template = templates.find(setup.shape.key)
+            why_not = "there is no template of its kind yet"
+            if template is not None and await self._clone(spec, setup, templates, template, deadline):
+                return
+            if template is not None:
+                why_not = "the clone of its template failed"
+            self._make_template()
+        log.info("booting", why=why_not)
+        self.host.remember(start=f"boot: {why_not}")
+        await self._machine.boot(setup, _placement(spec, setup), deadline)
+        self._remember_size(setup)
+        self.host.lap("vmm")
+
+    async def _clone(
+        self, spec: MachineSpec, setup: Setup, templates: Templates, template: Template, deadline: float
+    ) -> bool:
+        """Whether the clone runs; if it does not, the template is set aside and nothing of the clone is left."""
+        key = template.description.key
+        self.host.remember(start=f"clone of template {key}")
+        shared = self.host.machine["shared_fs"] == "virtiofs"
+        try:
+            await self._machine.clone(setup, template, _placement(spec, setup), shared=shared, deadline=deadline)
+        except KuasarError as exc:
+            log.error("the clone failed, the pod boots a machine of its own", template=key, error=exc)
+            templates.set_aside(key, str(exc))
+            self._machine.disconnect()
+            await self.vmm.kill(time.monotonic() + 5.0)
+            self.vmm.release()
+            return False
+        self._remember_size(setup)
+        return True
+
+    def _remember_size(self, setup: Setup) -> None:
+        self.host.remember(size=[1, setup.shape.memory_bytes])
+
+    def _make_template(self) -> None:
+        """In the background, by a process of its own; whoever comes second leaves at once."""
+        path = f"{self.host.log_dir}/templates.log"
+        argv = [sys.executable, "-m", "kuasar.backends.qemu.maker", "--engine", self.host.engine]
+        argv += ["--config", self.host.config_path] if self.host.config_path else []
+        try:
+            with open_log(path) as log_file:
+                self.host.start_program(argv, log_file.fileno(), (), "", ROOT).commit()
+        except KuasarError as exc:
+            log.warning("no template is made", error=exc)
+
+    # -- control -------------------------------------------------------------------------------------------------------
+
+    async def reconnect(self, deadline: float) -> None:
+        await self._machine.reconnect(deadline)
+
+    async def open_channel(self, deadline: float) -> AgentClient:
+        return await self._machine.open_channel(deadline)
+
+    async def ask_to_quit(self) -> None:
+        await self._machine.quit()
+
+    async def disconnect(self) -> None:
+        self._machine.disconnect()
+
+    async def pause(self) -> None:
+        await self._machine.monitor.execute("stop")
+
+    async def resume(self) -> None:
+        await self._machine.monitor.execute("cont")
+
+    # -- devices -------------------------------------------------------------------------------------------------------
+
+    async def attach_share(self, share: Share, deadline: float) -> None:
+        with share.connect() as connection:
+            await self._devices.plug_share("share", connection.fileno(), deadline)
+
+    async def attach_nics(self, spec: MachineSpec, deadline: float) -> None:
+        for index, nic in enumerate(spec.nics):
+            await self._devices.plug_nic(f"nic{index}", nic, deadline)
+
+    async def attach_disk(self, serial: str, path: str, read_only: bool, deadline: float | None) -> None:
+        flags = os.O_RDONLY if read_only else os.O_RDWR
+        fd = os.open(path, flags | os.O_CLOEXEC)
+        try:
+            await self._devices.plug_disk(serial, fd, read_only, deadline)
+        finally:
+            os.close(fd)
+
+    async def detach_disk(self, serial: str) -> None:
+        await self._devices.unplug(serial)
+
+    async def grow(self, size: Size, deadline: float) -> None:
+        now = self.size
+        if size.vcpus > now.vcpus:
+            await self._devices.plug_vcpus(size.vcpus - now.vcpus, deadline)
+        if size.memory_bytes > now.memory_bytes:
+            base = self.settings.memory_mib << 20
+            most = (self.settings.max_memory_mib << 20) - base
+            await self._devices.set_memory(size.memory_bytes - base, most, deadline)
+
+
+def _placement(spec: MachineSpec, setup: Setup) -> Placement:
+    return Placement(
+        name=f"kuasar-{spec.sandbox_id}",
+        log_path=spec.log_path,
+        console_path=spec.console_path,
+        cgroup=spec.cgroup,
+        user=user_of(spec.sandbox_id, setup.shape.accel),
+    )

@@ -1,0 +1,207 @@
+"""One QEMU process and its monitor: started from nothing or from a template, taken over, ended.
+
+Used by the engine, for a pod, and by the maker of templates. Files and sockets are made here and inherited by QEMU,
+which itself may open nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from kuasar.agent.client import AgentClient
+from kuasar.backends.base import ROOT, Host, User
+from kuasar.backends.guest_image import INITRD, ROOT_DISK
+from kuasar.backends.processes import HeldProcess, open_log
+from kuasar.backends.qemu.argv import Descriptors, build
+from kuasar.backends.qemu.facts import Setup
+from kuasar.backends.qemu.monitor import Monitor
+from kuasar.backends.qemu.template import Template
+from kuasar.backends.sockets import connect, listen
+from kuasar.core import serial
+from kuasar.core.errors import BackendFailed, KuasarError
+from kuasar.core.threads import in_thread
+
+_QMP_SOCKET, _AGENT_SOCKET = "qmp.sock", "agent.sock"
+_IGNORE_SHARED = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
+_POLL_SECONDS = 0.003
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and as whom a machine runs."""
+
+    name: str
+    log_path: str
+    console_path: str
+    cgroup: str = ""
+    user: User = ROOT
+
+
+class Machine:
+    """A QEMU in the directory of ``host``; ``process`` holds it. ``on_event`` gets the monitor's events."""
+
+    def __init__(self, host: Host, process: HeldProcess, on_event: Callable[[str, dict[str, Any]], None]) -> None:
+        self._host = host
+        self._process = process
+        self._on_event = on_event
+        self._monitor: Monitor | None = None
+
+    @property
+    def monitor(self) -> Monitor:
+        """The open monitor. Raises :class:`BackendFailed` while there is none."""
+        if self._monitor is None:
+            raise BackendFailed("QEMU's monitor is not connected")
+        return self._monitor
+
+    async def boot(self, setup: Setup, placement: Placement, deadline: float) -> None:
+        """Start a machine that boots; its memory can be shared."""
+        memory = empty_memory(setup)
+        try:
+            await self.boot_on(memory, setup, placement, deadline)
+        finally:
+            os.close(memory)
+
+    async def boot_on(self, memory: int, setup: Setup, placement: Placement, deadline: float) -> None:
+        """Start a machine that boots, on the memory file of the caller."""
+        self._start(setup, placement, memory, shared=True, incoming=False)
+        await self._connect(deadline)
+
+    async def clone(
+        self, setup: Setup, template: Template, placement: Placement, *, shared: bool, deadline: float
+    ) -> None:
+        """Start a machine from a template: its memory is a copy that can be shared, or else a private view of a copy
+        that all clones look at."""
+        loop = self._host.loop
+        memory = (
+            await in_thread(loop, template.copy_memory)
+            if shared
+            else self._host.keep(f"template/{template.description.key}", template.copy_memory)
+        )
+        try:
+            self._start(setup, placement, memory, shared=shared, incoming=True)
+        finally:
+            os.close(memory)
+        self._host.lap("vmm")
+        await self._connect(deadline)
+        state = template.open_state()
+        try:
+            await self.monitor.give("state", state, deadline)
+        finally:
+            os.close(state)
+        await self.monitor.execute("migrate-set-capabilities", _IGNORE_SHARED, deadline)
+        await self.monitor.execute("migrate-incoming", {"uri": "fd:state"}, deadline)
+        while (await self.monitor.execute("query-status", deadline=deadline))["status"] == "inmigrate":
+            await loop.sleep(_POLL_SECONDS)
+        await self.monitor.execute("cont", deadline=deadline)
+        self._host.lap("state")
+
+    async def save(self, path: str, deadline: float) -> None:
+        """Stop the machine and write the state of all but its memory to the new file ``path``."""
+        await self.monitor.execute("stop", deadline=deadline)
+        await self.monitor.execute("migrate-set-capabilities", _IGNORE_SHARED, deadline)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            await self.monitor.give("state", fd, deadline)
+        finally:
+            os.close(fd)
+        await self.monitor.execute("migrate", {"uri": "fd:state"}, deadline)
+        while True:
+            answer = await self.monitor.execute("query-migrate", deadline=deadline)
+            if answer.get("status") == "completed":
+                return
+            if answer.get("status") in ("failed", "cancelled"):
+                raise BackendFailed(f"QEMU cannot write its state: {answer.get('error-desc', 'no reason given')}")
+            await self._host.loop.sleep(_POLL_SECONDS)
+
+    async def reconnect(self, deadline: float) -> None:
+        """The monitor of a machine that another process started."""
+        await self._connect(deadline)
+
+    async def open_channel(self, deadline: float) -> AgentClient:
+        """A new connection to the agent, which has said hello; an earlier one ends."""
+        port = connect(self._host.directory, _AGENT_SOCKET, "the machine's serial port")
+        try:
+            await serial.open_connection(self._host.loop, port, deadline)
+        except BaseException:
+            port.close()
+            raise
+        client = AgentClient(self._host.loop, port)
+        try:
+            await client.hello(deadline)
+        except BaseException:
+            client.close()
+            raise
+        return client
+
+    async def quit(self) -> None:
+        """Ask QEMU to end; harmless when it is gone."""
+        if self._monitor is not None:
+            with suppress(KuasarError):
+                await self._monitor.execute("quit", deadline=time.monotonic() + 2.0)
+
+    def disconnect(self) -> None:
+        """Close the monitor and remove the sockets; harmless to repeat."""
+        if self._monitor is not None:
+            self._monitor.close()
+            self._monitor = None
+        for name in (_QMP_SOCKET, _AGENT_SOCKET):
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self._host.directory}/{name}")
+            self._host.released("socket", f"{self._host.directory}/{name}")
+
+    def _start(self, setup: Setup, placement: Placement, memory: int, *, shared: bool, incoming: bool) -> None:
+        directory = self._host.directory
+        for socket_name in (_QMP_SOCKET, _AGENT_SOCKET):
+            self._host.acquiring("socket", f"{directory}/{socket_name}")
+        fds_in_qemu = Descriptors.in_order()
+        argv = build(setup.binary, placement.name, setup.shape, fds_in_qemu, shared_memory=shared, incoming=incoming)
+        with ExitStack() as stack:
+            fds = [stack.enter_context(listen(directory, each)).fileno() for each in (_QMP_SOCKET, _AGENT_SOCKET)]
+            fds.append(memory)
+            for path in (setup.kernel, f"{setup.image}/{INITRD}", f"{setup.image}/{ROOT_DISK}"):
+                fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                stack.callback(os.close, fds[-1])
+            fds.append(stack.enter_context(open_log(placement.console_path)).fileno())
+            log_fd = stack.enter_context(open_log(placement.log_path)).fileno()
+            start = partial(self._host.start_program, argv, log_fd, fds, placement.cgroup, placement.user)
+            self._process.take(start)
+
+    async def _connect(self, deadline: float) -> None:
+        """Raises :class:`BackendFailed` when QEMU ends instead (its words are in its log)."""
+        monitor = Monitor(self._host.loop, self._on_event, lambda: None)
+        try:
+            sock = connect(self._host.directory, _QMP_SOCKET, "QEMU's monitor")
+            await monitor.connect(sock, deadline)
+        except BaseException:
+            monitor.close()
+            raise
+        self._monitor = monitor
+
+
+def empty_memory(setup: Setup) -> int:
+    """A memory file for a machine that boots. The caller closes it."""
+    memory = os.memfd_create("kuasar-memory", os.MFD_CLOEXEC)
+    os.ftruncate(memory, setup.shape.memory_bytes)
+    return memory
+
+
+def user_of(sandbox_id: str, accel: str) -> User:
+    """As whom a machine runs: an unprivileged number of its own (as good as: by the sandbox's name), in the group of
+    ``/dev/kvm`` where that is used."""
+    import zlib
+
+    number = _FIRST_USER + zlib.crc32(sandbox_id.encode()) % _USERS
+    if os.geteuid() != 0:
+        return ROOT
+    groups = (os.stat("/dev/kvm").st_gid,) if accel == "kvm" else ()
+    return User(number, number, groups)
+
+
+# What systemd sets aside for users that exist only while a service runs.
+_FIRST_USER, _USERS = 61184, 4336
