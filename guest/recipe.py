@@ -118,6 +118,7 @@ LINKS = {"bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64", "sbin": "usr/
 FILES = {
     "etc/passwd": "root:x:0:0:root:/root:/usr/sbin/nologin\n",
     "etc/group": "root:x:0:\n",
+    "etc/machine-id": "",  # each guest's own lies over it
     "etc/os-release": 'ID=kuasar-guest\nNAME="Kuasar guest"\nPRETTY_NAME="Kuasar guest (Debian bookworm packages)"\n',
 }
 

@@ -38,7 +38,7 @@ def _serve() -> int:
     machine.protect_from_children()
     os.makedirs(DIRECTORY, mode=0o700)
     # What costs most is imported only now: a failure above is told a little sooner, and nothing is slower for it.
-    from guest.pid1 import channel
+    from guest.pid1 import channel, modules
     from kuasar.agent.main import run
 
     listener = channel.listen(DIRECTORY)
@@ -55,4 +55,5 @@ def _serve() -> int:
             "log_level": options.get("kuasar.log", "info"),
         },
         listener.detach(),
+        modules.Table().load,
     )
