@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from kuasar.agent import setup as pod_setup
 from kuasar.agent.containers import Containers
 from kuasar.agent.drivers.registry import Context, make_driver
 from kuasar.agent.events import EventLog
+from kuasar.agent.machine import Machine
 from kuasar.agent.pids import Pids
 from kuasar.agent.protocol import VERSION, Hello
 from kuasar.agent.requests import Body
@@ -71,18 +71,17 @@ class Arguments:
         )
 
 
-def run(args: dict[str, Any], listen_fd: int, load_module: Callable[[str], None] | None = None) -> int:
+def run(args: dict[str, Any], listen_fd: int, machine: Machine | None = None) -> int:
     """Serve on the listening socket ``listen_fd`` until told to shut down; the exit code of the process.
 
-    ``load_module`` is given by the first process of a virtual machine, and makes it one: the operations ``guest.*``
-    exist, and storage is the machine's. It loads a kernel module of that name with what it needs, and raises
-    ``FileNotFoundError`` when there is none.
+    ``machine`` is given by the first process of a virtual machine: there are the operations ``guest.*`` then, and
+    storage is the machine's.
     """
     try:
         arguments = Arguments.parse(args)
         log.configure(arguments.log_level, agent=arguments.sandbox_id)
         host_proc = _enter(arguments)
-        return _serve(arguments, listen_fd, host_proc, load_module)
+        return _serve(arguments, listen_fd, host_proc, machine)
     except Exception as exc:
         log.error("the agent cannot go on", error=wrap(exc, "starting the agent"))
         return _EXIT_FAILED
@@ -116,12 +115,12 @@ def _enter(arguments: Arguments) -> int:
     return host_proc
 
 
-def _serve(arguments: Arguments, listen_fd: int, host_proc: int, load_module: Callable[[str], None] | None) -> int:
+def _serve(arguments: Arguments, listen_fd: int, host_proc: int, machine: Machine | None) -> int:
     loop = Loop()
     loop.on_error = lambda what, exc: log.error("unhandled error", what=what, error=f"{type(exc).__name__}: {exc}")
     listener = socket.socket(fileno=listen_fd)
     listener.set_inheritable(False)
-    agent = Agent(arguments, loop, listener, Pids(host_proc), load_module)
+    agent = Agent(arguments, loop, listener, Pids(host_proc), machine)
     log.info("serving", driver=arguments.driver, pid=os.getpid(), host_pid=agent.pids.agent_on_host)
     loop.run(agent.wait())
     log.info("the end")
@@ -137,7 +136,7 @@ class Agent:
         loop: Loop,
         listener: socket.socket,
         pids: Pids,
-        load_module: Callable[[str], None] | None,
+        machine: Machine | None,
     ) -> None:
         self._arguments = arguments
         self._loop = loop
@@ -149,10 +148,10 @@ class Agent:
         self._capabilities = set(driver.capabilities)
         operations: dict[str, Operation] = {}
         storage: Storage = HostStorage()
-        if load_module is not None:
+        if machine is not None:
             from kuasar.agent.guest.operations import CAPABILITY, Guest  # costs the host's agents nothing
 
-            guest = Guest(loop, self._events, load_module, arguments.directory)
+            guest = Guest(loop, self._events, machine, arguments.directory)
             self._capabilities.add(CAPABILITY)
             operations |= guest.operations()
             storage = guest.storage

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
 from typing import Any
 
 from kuasar.agent import kernel
@@ -12,6 +11,7 @@ from kuasar.agent.events import EventLog
 from kuasar.agent.guest import identity, online
 from kuasar.agent.guest.storage import GuestStorage
 from kuasar.agent.guest.uevents import Uevents
+from kuasar.agent.machine import Machine
 from kuasar.agent.requests import Body
 from kuasar.agent.tasks import Operation
 from kuasar.core.aio import Loop
@@ -24,17 +24,17 @@ SHARED = "shared"
 
 
 class Guest:
-    """One per agent. ``load_module`` loads a kernel module with what it needs; ``FileNotFoundError``: there is none."""
+    """One per agent. ``directory``: the sandbox directory."""
 
-    def __init__(self, loop: Loop, events: EventLog, load_module: Callable[[str], None], directory: str) -> None:
+    def __init__(self, loop: Loop, events: EventLog, machine: Machine, directory: str) -> None:
         self._loop = loop
         self._events = events
-        self._load_module = load_module
         self._directory = directory
         self._uevents = Uevents(loop)
         self._share_tag = ""
-        self.storage = GuestStorage(self._uevents, load_module, directory)
+        self.storage = GuestStorage(self._uevents, machine.load_module, directory)
         online.expect_memory()
+        machine.attach(loop)
 
     def operations(self) -> dict[str, Operation]:
         """By name."""
