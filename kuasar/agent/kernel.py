@@ -21,6 +21,9 @@ MS_REC = 0x4000
 MS_SLAVE = 0x80000
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
+MADV_NORMAL = 0
+MADV_RANDOM = 1
+MADV_PAGEOUT = 21
 
 _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 429, 430, 431, 432
 _FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
@@ -65,6 +68,11 @@ def setns(fd: int, kind: int) -> None:
 def unshare(flags: int) -> None:
     """unshare(2)."""
     _checked(_libc.unshare(flags))
+
+
+def advise(start: int, length: int, advice: int) -> None:
+    """madvise(2) about memory of ours, with one of ``MADV_*``."""
+    _checked(_libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice))
 
 
 def become_subreaper() -> None:
