@@ -4,6 +4,7 @@ PYTHON ?= /usr/bin/python3
 ENGINE ?=
 CONTAINERD ?=
 PYTEST_ARGS ?=
+REFRESH ?=
 
 V := .venv/bin
 VENV := .venv/.installed
@@ -13,7 +14,7 @@ PYTEST := $(V)/python -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run start stop status test test-unit test-integration test-guest test-e2e check format bench proto install clean
+.PHONY: help run start stop status guest test test-unit test-integration test-e2e check format bench proto install clean
 
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,17 +31,17 @@ status: $(VENV) ## what runs
 stop: $(VENV) ## stop the stack with all its pods, and say if anything was left behind
 	@$(V)/python -m scripts.stack stop $(if $(CONTAINERD),--containerd $(CONTAINERD))
 
-test: install ## all tests but those of the guest image: unit, integration, end to end with containerd
-	@$(PYTEST) --ignore=tests/integration/guest tests/unit tests/integration tests/e2e; code=$$?; echo $$code >.kuasar/test-exit; exit $$code
+guest: $(SYSTEM) ## build the guest image of the microVM engines in .kuasar/guest/image; REFRESH=1 fetches newest packages
+	@$(PYTHON) -m guest.build $(if $(REFRESH),--refresh)
+
+test: install ## all tests: unit, integration, end to end with containerd
+	@$(PYTEST) tests/unit tests/integration tests/e2e; code=$$?; echo $$code >.kuasar/test-exit; exit $$code
 
 test-unit: $(VENV) ## what needs neither root nor containerd
 	@$(PYTEST) tests/unit
 
 test-integration: $(SYSTEM) $(VENV) ## real processes, sockets and namespaces (root)
-	@$(PYTEST) --ignore=tests/integration/guest tests/integration
-
-test-guest: $(SYSTEM) $(VENV) ## the guest image of the coming microVM engine: build and boot it (root, qemu)
-	@$(PYTEST) tests/integration/guest
+	@$(PYTEST) tests/integration
 
 test-e2e: install ## pods through the real containerd (root); ENGINE=name for one engine
 	@ENGINE=$(ENGINE) $(PYTEST) tests/e2e
@@ -61,7 +62,7 @@ bench: install ## measure our handlers and containerd's own shim; results in ben
 proto: $(VENV) ## generate the stubs from kuasar/api/protos
 	@$(V)/python scripts/gen_proto.py
 
-install: $(SYSTEM) $(VENV) $(CONTAINERD_DEB) ## Debian packages, .venv and containerd
+install: $(SYSTEM) $(VENV) $(CONTAINERD_DEB) guest ## Debian packages, .venv, containerd and the guest image
 
 clean: ## stop the stack and remove .venv, .kuasar and all caches
 	@if [ -e $(VENV) ]; then $(V)/python -m scripts.stack stop || true; fi

@@ -81,8 +81,8 @@ def _describe(fresh: str, release: str, epoch: int, versions: Sequence[Package])
     size = sum(file.bytes for file in files.values())
     if size > recipe.MAX_IMAGE_BYTES:
         raise BuildFailed(f"the image has {size} bytes, more than the {recipe.MAX_IMAGE_BYTES} that are allowed")
-    command_line = f"root=/dev/vda rootfstype=erofs kuasar.disk={disk.bytes // _SECTOR}"
-    return manifest.Image(release, command_line, epoch, files, versions)
+    words = (*recipe.KERNEL_OPTIONS, "root=/dev/vda", "rootfstype=erofs", f"kuasar.disk={disk.bytes // _SECTOR}")
+    return manifest.Image(release, " ".join(words), epoch, files, versions)
 
 
 def _publish(fresh: str, output: str, made: manifest.Image) -> None:

@@ -74,9 +74,10 @@ class Unpacked:
         return [loader, "--inhibit-cache", "--library-path", path]
 
 
-def python_modules(unpacked: Unpacked, wanted: Sequence[str]) -> dict[str, str]:
-    """The files (below the directory) of ``wanted`` and all that importing them loads, by module name."""
-    search = [unpacked.path(recipe.MSGPACK)]
+def python_modules(checkout: str, unpacked: Unpacked, wanted: Sequence[str]) -> dict[str, str]:
+    """The files (below the directory) of ``wanted`` and all that importing them loads, by module name; without those of
+    which ``checkout`` has a small one of our own."""
+    search = [f"{checkout}/{recipe.SLIM_DIRECTORY}", unpacked.path(recipe.MSGPACK)]
     probe = unpacked.command(
         "usr/bin/python3.11", "-I", "-S", "-B", "-c", _PROBE, json.dumps(search), json.dumps(wanted)
     )

@@ -21,7 +21,8 @@ _COMPILE = """
 import json, py_compile, sys
 unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
 for source, target, shown in json.load(sys.stdin):
-    py_compile.compile(source, target, shown, doraise=True, invalidation_mode=unchecked)
+    # Without docstrings, which would be a tenth of the agent's memory, and without asserts.
+    py_compile.compile(source, target, shown, doraise=True, optimize=2, invalidation_mode=unchecked)
 """
 
 
@@ -46,8 +47,9 @@ def write_root(root: str, checkout: str, unpacked: Unpacked, kernel: KernelModul
 def _write_python(root: str, checkout: str, unpacked: Unpacked) -> list[str]:
     """All Python code; gives the shared objects among it, which need libraries."""
     ours, others = own_modules(checkout, recipe.AGENT_ROOTS, recipe.NOT_IN_GUEST)
-    files = python_modules(unpacked, sorted(others | set(recipe.STDLIB_BESIDES)))
+    files = python_modules(checkout, unpacked, sorted(others | set(recipe.STDLIB_BESIDES)))
     jobs = [(f"{checkout}/{file}", file) for file in ours.values()]
+    jobs += [(f"{checkout}/{recipe.SLIM_DIRECTORY}/{name}.py", f"{name}.py") for name in recipe.SLIM]
     binaries = []
     for file in files.values():
         inside = _below(file, (recipe.STDLIB, recipe.MSGPACK))
@@ -75,7 +77,8 @@ def _compile(root: str, unpacked: Unpacked, jobs: list[tuple[str, str]]) -> None
         target = f"/{recipe.STDLIB}/{inside}"
         os.makedirs(os.path.dirname(root + target), exist_ok=True)
         work.append((source, f"{root}{target}c", target))
-    command = unpacked.command("usr/bin/python3.11", "-S", "-s", "-P", "-B", "-c", _COMPILE)
+    options = ["-S", "-s", "-P", "-B", "-X", "no_debug_ranges"]  # columns of tracebacks are memory, too
+    command = unpacked.command("usr/bin/python3.11", *options, "-c", _COMPILE)
     environment = {"PYTHONHASHSEED": "0"}  # constants that are sets are written in an order that depends on it
     done = subprocess.run(command, input=json.dumps(work), env=environment, capture_output=True, text=True)
     if done.returncode:

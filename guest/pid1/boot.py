@@ -10,8 +10,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
 
-from guest.pid1 import machine
+from guest.pid1 import machine, modules
+
+if TYPE_CHECKING:
+    from guest.pid1.serial import Carrier
+    from kuasar.core.aio import Loop
 
 DIRECTORY = "/run/kuasar"
 """What the host calls the sandbox directory: the agent keeps containers, shared memory and its driver's state here."""
@@ -30,6 +35,25 @@ def main() -> None:
         machine.power_off(reason)
 
 
+class _Machine:
+    """See ``kuasar.agent.machine``."""
+
+    def __init__(self, carrier: Carrier | None) -> None:
+        self.load_module = modules.Table().load
+        self._carrier = carrier
+
+    def attach(self, loop: Loop) -> None:
+        if self._carrier is not None:
+            loop.add_reader(self._carrier.fileno(), self._pump)
+
+    def _pump(self) -> None:
+        try:
+            assert self._carrier is not None
+            self._carrier.pump()
+        except Exception as exc:
+            machine.power_off(f"the carrier of the agent's channel failed: {type(exc).__name__}: {exc}")
+
+
 def _serve() -> int:
     options = machine.kernel_arguments()
     machine.mount_all()
@@ -41,9 +65,9 @@ def _serve() -> int:
     from guest.pid1 import channel
     from kuasar.agent.main import run
 
-    listener = channel.listen(DIRECTORY)
+    listener, carrier = channel.listen(DIRECTORY)
     machine.say(f"ready after {time.monotonic():.2f} s, {channel.describe(listener)}")
-    return run(
+    code = run(
         {
             "sandbox_id": "guest",
             "directory": DIRECTORY,
@@ -55,4 +79,8 @@ def _serve() -> int:
             "log_level": options.get("kuasar.log", "info"),
         },
         listener.detach(),
+        _Machine(carrier),
     )
+    if carrier is not None:
+        carrier.flush()
+    return code

@@ -1,7 +1,7 @@
 """The byte stream to the host: a listening socket that the agent accepts its worker's connections on.
 
 Where the machine has a vsock device that socket is the channel. Otherwise it is a unix socket of the guest, and a
-process beside the agent (guest/pid1/serial.py) carries the bytes between it and the virtio-serial port.
+carrier (guest/pid1/serial.py) takes the bytes from it to the virtio-serial port and back.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 
-from guest.pid1 import serial
+from guest.pid1.serial import Carrier
 
 VSOCK_PORT = 1024
 PORT_NAME = "kuasar.agent"
@@ -17,14 +17,14 @@ _VSOCK_DEVICES = "/sys/bus/virtio/drivers/vmw_vsock_virtio_transport"
 _PORTS = "/sys/class/virtio-ports"
 
 
-def listen(directory: str) -> socket.socket:
-    """The listening socket; starts the carrier process where the channel is a serial port. Raises
-    ``FileNotFoundError`` when the machine has neither device."""
+def listen(directory: str) -> tuple[socket.socket, Carrier | None]:
+    """The listening socket, and the carrier where the channel is a serial port. Raises ``FileNotFoundError`` when the
+    machine has neither device."""
     if _has_vsock():
         listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         listener.bind((socket.VMADDR_CID_ANY, VSOCK_PORT))
         listener.listen(4)
-        return listener
+        return listener, None
     port = find_port(PORT_NAME)
     if port is None:
         raise FileNotFoundError(f"the machine has neither a vsock device nor a serial port named {PORT_NAME}")
@@ -32,8 +32,7 @@ def listen(directory: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     listener.bind(path)
     listener.listen(4)
-    serial.start(port, path, listener)
-    return listener
+    return listener, Carrier(port, path)
 
 
 def describe(listener: socket.socket) -> str:

@@ -6,8 +6,8 @@ and 16 bytes of its choice, the carrier makes a new connection to the agent and 
 the host throws away all that comes before that. ``CLOSED`` and the 16 bytes say that the agent has closed the
 connection. None of the three can be the start of a frame: its length would be beyond the protocol's limit.
 
-The carrier is a process of its own, a fork of PID 1 from before the agent started. The out-of-memory killer leaves it
-alone, and if it fails the machine is powered off, because nothing can reach the agent any more.
+The carrier runs in the agent's own loop, so that it costs the guest no process. If it fails the machine is powered
+off, because nothing can reach the agent any more.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import time
 from contextlib import suppress
 
 OPEN = b"\xc1kuasar-open--1\xc1"
@@ -26,39 +27,16 @@ _OPENING_BYTES = len(OPEN) + NONCE_BYTES
 _CHUNK = 64 * 1024
 _MAX_WAITING = 4 * _CHUNK
 """As much is held in each direction; a side that reads slowly slows the other one down."""
+_FLUSH_SECONDS = 1.0
 _EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
 
 
-def start(port: str, agent: str, listener: socket.socket) -> int:
-    """Fork the carrier between the device ``port`` and the agent's socket path ``agent``; its pid. ``listener``
-    is closed in the carrier. Raises ``OSError`` when the port cannot be opened."""
-    fd = os.open(port, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    pid = os.fork()
-    if pid:
-        os.close(fd)
-        return pid
-    reason = "unknown"
-    try:
-        listener.close()
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-            file.write("-1000")
-        with open("/proc/self/comm", "w", encoding="ascii") as file:
-            file.write("carrier")
-        Carrier(fd, agent).run()
-    except BaseException as exc:
-        reason = f"{type(exc).__name__}: {exc}"
-    finally:
-        from guest.pid1 import machine
-
-        machine.power_off(f"the carrier of the agent's channel failed: {reason}")
-    raise AssertionError("unreachable")
-
-
 class Carrier:
-    """Carries bytes between ``port`` (a descriptor, not blocking) and connections to the socket ``agent``."""
+    """Carries bytes between the device ``port`` and connections to the socket ``agent``, both of them paths. Raises
+    ``OSError`` when the port cannot be opened."""
 
-    def __init__(self, port: int, agent: str) -> None:
-        self._port = port
+    def __init__(self, port: str, agent: str) -> None:
+        self._port = os.open(port, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._agent = agent
         self._connection: socket.socket | None = None
         self._nonce = b""
@@ -68,19 +46,26 @@ class Carrier:
         self._to_host = bytearray()
         # A port without a host is "hung up" all the time: only changes may wake us.
         self._epoll = select.epoll()
-        self._epoll.register(port, _EVENTS)
+        self._epoll.register(self._port, _EVENTS)
 
-    def run(self) -> None:
-        """For ever; raises ``OSError`` when the port fails."""
-        while True:
-            self.pump()
-            self._epoll.poll()
+    def fileno(self) -> int:
+        """Readable when there may be something to carry."""
+        return self._epoll.fileno()
 
     def pump(self) -> None:
-        """Carry all that can be carried now."""
+        """Carry all that can be carried now. Raises ``OSError`` when the port fails."""
+        self._epoll.poll(0)  # takes the news that made it readable; what comes from here on makes it readable again
         progress = True
         while progress:
             progress = self._read_port() | self._write_agent() | self._read_agent() | self._write_port()
+
+    def flush(self) -> None:
+        """Carry the agent's last words, for at most a second."""
+        deadline = time.monotonic() + _FLUSH_SECONDS
+        self.pump()
+        while self._to_host and time.monotonic() < deadline:
+            self._epoll.poll(_FLUSH_SECONDS)
+            self.pump()
 
     # -- from the host ---------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from kuasar.agent.process import Process
 from kuasar.agent.spec import adapt
 from kuasar.agent.states import Status
 from kuasar.agent.stdio import StdioPaths, make_streams
+from kuasar.agent.storage import Storage
 from kuasar.core import cgroup, log
 from kuasar.core.aio import Future, Lock, Loop
 from kuasar.core.cgroup import OomWatch
@@ -54,7 +55,7 @@ class Container:
     init: Process
     lock: Lock
     cgroup: str = ""
-    mounts: int = 0
+    is_mounted: bool = False
     execs: dict[str, Process] = field(default_factory=dict)
     oom: OomWatch | None = None
 
@@ -68,6 +69,11 @@ class Container:
         return process
 
     @property
+    def layers(self) -> str:
+        """Where the layers of its root file system are mounted that are no directories of the host."""
+        return f"{self.directory}/layers"
+
+    @property
     def processes(self) -> list[Process]:
         """All of them."""
         return [self.init, *self.execs.values()]
@@ -77,13 +83,22 @@ class Containers:
     """All containers of the sandbox. One per agent."""
 
     def __init__(
-        self, loop: Loop, children: Children, driver: Driver, pids: Pids, events: EventLog, directory: str, sandbox: str
+        self,
+        loop: Loop,
+        children: Children,
+        driver: Driver,
+        pids: Pids,
+        events: EventLog,
+        storage: Storage,
+        directory: str,
+        sandbox: str,
     ) -> None:
         self.driver = driver
         self._loop = loop
         self._children = children
         self._pids = pids
         self._events = events
+        self._storage = storage
         self._directory = f"{directory}/containers"
         self._sandbox = sandbox
         self._containers: dict[str, Container] = {}
@@ -152,9 +167,12 @@ class Containers:
             except OSError as exc:
                 raise wrap(exc, f"cannot make the directory of container {container.id}") from exc
             undo.callback(_remove_directory, container)
+            undo.callback(self._storage.release, container.id)
+            rootfs, spec = await self._storage.prepare(container.id, rootfs, spec, deadline)
             if rootfs:
-                container.mounts = mounts.mount_rootfs(rootfs, container.rootfs)
-                undo.callback(mounts.unmount_all, container.rootfs, container.mounts)
+                mounts.mount_rootfs(rootfs, container.rootfs, container.layers)
+                container.is_mounted = True
+                undo.callback(mounts.unmount_rootfs, container.rootfs, container.layers)
             root = container.rootfs if rootfs else _root_of(container.bundle, spec)
             adapted = adapt(spec, self._pids, root, f"/kuasar/{self._sandbox}-{container.id}")
             container.cgroup = adapted["linux"]["cgroupsPath"]
@@ -364,9 +382,10 @@ class Containers:
             if process.status is Status.CREATED:
                 process.discard()
             process.streams.close()
-        if container.mounts:
-            mounts.unmount_all(container.rootfs, container.mounts)
-            container.mounts = 0
+        if container.is_mounted:
+            mounts.unmount_rootfs(container.rootfs, container.layers)
+            container.is_mounted = False
+        self._storage.release(container.id)
         _remove_directory(container)
         del self._containers[container.id]
 

@@ -24,6 +24,9 @@ MS_SLAVE = 0x80000
 MS_SHARED = 0x100000
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
+MADV_NORMAL = 0
+MADV_RANDOM = 1
+MADV_PAGEOUT = 21
 
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 442
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC, _AT_RECURSIVE, _AT_EMPTY_PATH = 0x1, 0x80000, 0x8000, 0x1000
@@ -70,6 +73,11 @@ def setns(fd: int, kind: int) -> None:
 def unshare(flags: int) -> None:
     """unshare(2)."""
     _checked(_libc.unshare(flags))
+
+
+def advise(start: int, length: int, advice: int) -> None:
+    """madvise(2) about memory of ours, with one of ``MADV_*``."""
+    _checked(_libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice))
 
 
 def become_subreaper() -> None:

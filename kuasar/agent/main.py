@@ -19,11 +19,13 @@ from kuasar.agent import setup as pod_setup
 from kuasar.agent.containers import Containers
 from kuasar.agent.drivers.registry import Context, make_driver
 from kuasar.agent.events import EventLog
+from kuasar.agent.machine import Machine
 from kuasar.agent.pids import Pids
 from kuasar.agent.protocol import VERSION, Hello
 from kuasar.agent.requests import Body
 from kuasar.agent.server import Server
-from kuasar.agent.tasks import Tasks
+from kuasar.agent.storage import HostStorage, Storage
+from kuasar.agent.tasks import Operation, Tasks
 from kuasar.core import cgroup, log
 from kuasar.core.aio import Future, Loop
 from kuasar.core.errors import wrap
@@ -69,13 +71,17 @@ class Arguments:
         )
 
 
-def run(args: dict[str, Any], listen_fd: int) -> int:
-    """Serve on the listening socket ``listen_fd`` until told to shut down; the exit code of the process."""
+def run(args: dict[str, Any], listen_fd: int, machine: Machine | None = None) -> int:
+    """Serve on the listening socket ``listen_fd`` until told to shut down; the exit code of the process.
+
+    ``machine`` is given by the first process of a virtual machine: there are the operations ``guest.*`` then, and
+    storage is the machine's.
+    """
     try:
         arguments = Arguments.parse(args)
         log.configure(arguments.log_level, agent=arguments.sandbox_id)
         host_proc = _enter(arguments)
-        return _serve(arguments, listen_fd, host_proc)
+        return _serve(arguments, listen_fd, host_proc, machine)
     except Exception as exc:
         log.error("the agent cannot go on", error=wrap(exc, "starting the agent"))
         return _EXIT_FAILED
@@ -109,12 +115,12 @@ def _enter(arguments: Arguments) -> int:
     return host_proc
 
 
-def _serve(arguments: Arguments, listen_fd: int, host_proc: int) -> int:
+def _serve(arguments: Arguments, listen_fd: int, host_proc: int, machine: Machine | None) -> int:
     loop = Loop()
     loop.on_error = lambda what, exc: log.error("unhandled error", what=what, error=f"{type(exc).__name__}: {exc}")
     listener = socket.socket(fileno=listen_fd)
     listener.set_inheritable(False)
-    agent = Agent(arguments, loop, listener, Pids(host_proc))
+    agent = Agent(arguments, loop, listener, Pids(host_proc), machine)
     log.info("serving", driver=arguments.driver, pid=os.getpid(), host_pid=agent.pids.agent_on_host)
     loop.run(agent.wait())
     log.info("the end")
@@ -124,7 +130,14 @@ def _serve(arguments: Arguments, listen_fd: int, host_proc: int) -> int:
 class Agent:
     """Puts the parts together and has the operations that are about the sandbox as a whole."""
 
-    def __init__(self, arguments: Arguments, loop: Loop, listener: socket.socket, pids: Pids) -> None:
+    def __init__(
+        self,
+        arguments: Arguments,
+        loop: Loop,
+        listener: socket.socket,
+        pids: Pids,
+        machine: Machine | None,
+    ) -> None:
         self._arguments = arguments
         self._loop = loop
         self.pids = pids
@@ -132,11 +145,21 @@ class Agent:
         context = Context(loop, children, arguments.directory)
         driver = make_driver(arguments.driver, context, arguments.options)
         self._events = EventLog()
+        self._capabilities = set(driver.capabilities)
+        operations: dict[str, Operation] = {}
+        storage: Storage = HostStorage()
+        if machine is not None:
+            from kuasar.agent.guest.operations import CAPABILITY, Guest  # costs the host's agents nothing
+
+            guest = Guest(loop, self._events, machine, arguments.directory)
+            self._capabilities.add(CAPABILITY)
+            operations |= guest.operations()
+            storage = guest.storage
         self.containers = Containers(
-            loop, children, driver, pids, self._events, arguments.directory, arguments.sandbox_id
+            loop, children, driver, pids, self._events, storage, arguments.directory, arguments.sandbox_id
         )
         self._shut_down: Future[None] = Future(loop)
-        operations = Tasks(self.containers, pids).operations()
+        operations |= Tasks(self.containers, pids).operations()
         operations |= {"setup": self._setup, "shutdown": self._shutdown, "info": self._info}
         self._server = Server(loop, listener, self._make_hello, self._events, operations)
 
@@ -152,7 +175,7 @@ class Agent:
             self._events.instance,
             self.pids.agent_on_host,
             driver.name,
-            sorted(driver.capabilities),
+            sorted(self._capabilities),
             self.containers.ids,
         )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from kuasar.core.errors import BackendFailed, InvalidArgument, Unimplemented
 
 _MAX_DATA = 4095
 """mount(2) copies one page of options, with a zero byte at its end."""
+
+_REFERENCE = re.compile(r"\{\{\s*(?:mount\s+(?P<mount>\d+)|overlay\s+(?P<first>\d+)\s+(?P<last>\d+))\s*\}\}")
 
 # option -> (flags to set, flags to clear)
 _FLAGS: Mapping[str, tuple[int, int]] = {
@@ -77,21 +80,74 @@ def parse_options(options: Iterable[str], field: str) -> Options:
     return Options(flags, tuple(data))
 
 
-def mount_rootfs(mounts: list[Any], target: str) -> int:
+def is_flag(option: str) -> bool:
+    """Whether an option is the kernel's own, rather than one that the file system has to understand."""
+    return option in _FLAGS
+
+
+def mount_rootfs(mounts: list[Any], target: str, layers: str) -> None:
     """Stack ``mounts`` (maps of type, source, target, options) on the directory ``target``; undoes all on failure.
 
-    Gives how many were made. Raises :class:`InvalidArgument` naming the field, :class:`BackendFailed` with the kernel's
-    reason.
+    A mount to which a later one refers as ``{{ mount N }}`` or within ``{{ overlay N M }}`` (containerd's notation) is
+    a layer: it is mounted on ``<layers>/N`` instead. Ends with :func:`unmount_rootfs`. Raises :class:`InvalidArgument`
+    naming the field, :class:`BackendFailed` with the kernel's reason.
     """
-    made = 0
+    inner = layer_numbers(mounts)
     try:
         for index, each in enumerate(mounts):
-            _mount_one(each, target, f"rootfs[{index}]")
-            made += 1
+            field = f"rootfs[{index}]"
+            if index in inner:
+                os.makedirs(f"{layers}/{index}", 0o700)
+            place = f"{layers}/{index}" if index in inner else target
+            _mount_one(_with_layers(each, index, layers, field), place, field, layers)
     except BaseException:
-        unmount_all(target, made)
+        unmount_rootfs(target, layers)
         raise
-    return made
+
+
+def unmount_rootfs(target: str, layers: str) -> None:
+    """Unmount what :func:`mount_rootfs` has mounted; repeating it is harmless."""
+    unmount_all(target)
+    if os.path.isdir(layers):
+        for name in os.listdir(layers):
+            unmount_all(f"{layers}/{name}")
+
+
+def layer_numbers(mounts: list[Any]) -> set[int]:
+    """The mounts that others refer to."""
+    found: set[int] = set()
+    for each in mounts:
+        for option in _strings(each):
+            for match in _REFERENCE.finditer(option):
+                found |= set(_numbers(match))
+    return found
+
+
+def _strings(each: Any) -> list[str]:
+    """Source and options of a mount, whatever was given for them."""
+    values = [each.get("source"), *(each.get("options") or [])] if isinstance(each, dict) else []
+    return [value for value in values if isinstance(value, str)]
+
+
+def _numbers(match: re.Match[str]) -> range:
+    first = int(match["mount"] or match["first"])
+    last = int(match["last"] or first)
+    return range(first, last + 1) if first <= last else range(first, last - 1, -1)
+
+
+def _with_layers(each: Any, index: int, layers: str, field: str) -> Any:
+    """The mount with its references replaced by the directories of earlier ones."""
+    if not any(_REFERENCE.search(text) for text in _strings(each)):
+        return each
+
+    def directories(match: re.Match[str]) -> str:
+        numbers = _numbers(match)
+        if max(numbers) >= index:
+            raise InvalidArgument(f"{field}: {match[0]}: refers to no earlier mount", field=field)
+        return ":".join(f"{layers}/{number}" for number in numbers)
+
+    options = [_REFERENCE.sub(directories, option) for option in each.get("options") or []]
+    return {**each, "source": _REFERENCE.sub(directories, each.get("source") or ""), "options": options}
 
 
 def unmount_all(target: str, count: int = 1) -> None:
@@ -106,7 +162,7 @@ def unmount_all(target: str, count: int = 1) -> None:
         count -= 1
 
 
-def _mount_one(each: Any, rootfs: str, field: str) -> None:
+def _mount_one(each: Any, rootfs: str, field: str, layers: str) -> None:
     if not isinstance(each, dict):
         raise InvalidArgument(f"{field}: a map is needed", field=field)
     kind, source, below = (_text(each, name, field) for name in ("type", "source", "target"))
@@ -117,6 +173,7 @@ def _mount_one(each: Any, rootfs: str, field: str) -> None:
     target = _below(rootfs, below, f"{field}.target")
     try:
         if kind == "overlay":
+            _make_upper(parsed, layers)
             _mount_overlay(source, target, parsed)
         elif kind in ("bind", "rbind") or parsed.flags & kernel.MS_BIND:
             _mount_bind(source, target, parsed, kind == "rbind")
@@ -175,6 +232,14 @@ def _mount_overlay(source: str, target: str, options: Options) -> None:
             os.close(here)
         return
     kernel.mount_by_parameters("overlay", target, options.flags, _parameters(source, options.data))
+
+
+def _make_upper(options: Options, layers: str) -> None:
+    """The two directories of the writable part, where it is on a layer of ours, which may be an empty file system."""
+    for option in options.data:
+        name, _, path = option.partition("=")
+        if name in ("upperdir", "workdir") and path.startswith(f"{layers}/"):
+            os.makedirs(path, 0o755, exist_ok=True)
 
 
 def shorten(data: Iterable[str]) -> tuple[str, tuple[str, ...]]:

@@ -41,6 +41,10 @@ class Body:
         """A boolean; false where it is absent."""
         return bool(self._get(field, (bool,), False))
 
+    def binary(self, field: str) -> bytes:
+        """Bytes; none where it is absent."""
+        return bytes(self._get(field, (bytes,), b""))
+
     def mapping(self, field: str) -> dict[str, Any]:
         """A map; empty where it is absent."""
         value: dict[str, Any] = self._get(field, (dict,), {})
