@@ -202,7 +202,11 @@ def _add_ingress(netlink: Rtnetlink, interface: Interface) -> None:
 
 def _delete_ingress(index: int) -> None:
     with Rtnetlink() as netlink:
-        netlink.delete_ingress(index)
+        try:
+            netlink.delete_ingress(index)
+        except RefusedError as exc:
+            if exc.errno not in _GONE:
+                raise
 
 
 def _undone(netns: str, undo: ExitStack) -> bool:

@@ -93,8 +93,13 @@ class Rtnetlink:
         return self._dump(fibmsg, _GETRULE)
 
     def index(self, name: str) -> int | None:
-        """The index of an interface, or None."""
-        return next((int(link["index"]) for link in self.links() if link.get_attr("IFLA_IFNAME") == name), None)
+        """The index of an interface in the calling thread's namespace, or None."""
+        try:
+            return socket.if_nametoindex(name)
+        except OSError as exc:
+            if exc.errno not in (None, errno.ENODEV):  # Python has no errno for "no interface with this name"
+                raise
+            return None
 
     # -- changes ---------------------------------------------------------------------------------------------------
 
@@ -159,7 +164,7 @@ class Rtnetlink:
 
     def _dump(self, message: type[Any], kind: int) -> list[Any]:
         for _ in range(_DUMP_ATTEMPTS):
-            self._send(message, kind, _REQUEST | _DUMP, {})
+            self._send(message, kind, _REQUEST | _DUMP, {"family": socket.AF_UNSPEC})
             found, interrupted = [], False
             for flags, data in self._answers():
                 interrupted |= bool(flags & _DUMP_INTERRUPTED)

@@ -63,7 +63,6 @@ def test_the_pod_s_own_stack_answers_nothing(pod: Pod, plumbed: Network) -> None
     seen = pod.pod.execute("cat", "/proc/net/snmp").splitlines()
     names, values = (line.split() for line in seen if line.startswith("Icmp:"))
     assert values[names.index("InEchos")] == "0"
-    assert pod.pod.json("neigh", "show", "dev", "eth0") == [] or "lladdr" not in pod.pod.ip("-4", "neigh")
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
@@ -129,7 +128,7 @@ def test_several_interfaces_and_queues(namespace: Maker) -> None:
             where.ip("addr", "add", f"10.9.{number}.{last}/24", "dev", interface)
     record = Record()
     network = plumb(pod.path, "several", record, queues=4)
-    assert [card.name for card in network.interfaces] == ["net0", "net1", "net2"] or len(network.interfaces) == 3
+    assert {card.name for card in network.interfaces} == {"net0", "net1", "net2"}
     assert all(len(card.fds) == 4 for card in network.interfaces)
     with machine(guest, network):
         configure(guest, network.to_wire())
