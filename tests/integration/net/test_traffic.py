@@ -138,3 +138,22 @@ def test_several_interfaces_and_queues(namespace: Maker) -> None:
     network.close()
     unplumb(pod.path, record)
     assert record.holdings == []
+
+
+def test_a_macvlan_carries_a_machine(namespace: Maker) -> None:
+    """As the CNI plugin macvlan makes one: its parent stays outside."""
+    host, outside, pod, guest = (namespace(role) for role in ("host", "outside", "pod", "guest"))
+    host.ip("link", "add", "wire", "type", "veth", "peer", "name", "parent", "netns", outside.name)
+    outside.ip("link", "add", "link", "parent", "name", "eth0", "netns", pod.name, "type", "macvlan", "mode", "bridge")
+    for where, name in ((host, "wire"), (outside, "parent"), (pod, "eth0")):
+        where.ip("link", "set", name, "up")
+    host.ip("addr", "add", "10.9.0.1/24", "dev", "wire")
+    pod.ip("addr", "add", "10.9.0.2/24", "dev", "eth0")
+    record = Record()
+    network = plumb(pod.path, "macvlan", record)
+    with machine(guest, network):
+        configure(guest, network.to_wire())
+        guest.execute("busybox", "ping", "-c", "1", "-W", "10", "10.9.0.1")
+        host.execute("busybox", "ping", "-c", "1", "-W", "10", "10.9.0.2")
+    network.close()
+    unplumb(pod.path, record)
