@@ -35,7 +35,7 @@ _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _KIND_MASK = 0x3FFF
 _ATTRIBUTE_MESSAGE = 1
-_RECEIVE_BYTES = 1 << 18
+_RECEIVE_BYTES = 1 << 16  # the kernel sends at most half of it at once
 _TIMEOUT_SECONDS = 10.0
 _DUMP_ATTEMPTS = 5
 

@@ -37,7 +37,7 @@ _SOL_NETLINK, _NETLINK_EXT_ACK = 270, 11
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _ATTRIBUTE_MESSAGE = 1
-_RECEIVE_BYTES = 1 << 18
+_RECEIVE_BYTES = 1 << 16  # the kernel sends at most half of it at once
 _TIMEOUT_SECONDS = 10.0
 _DUMP_ATTEMPTS = 5
 _IFF_UP = 1
