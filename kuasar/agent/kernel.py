@@ -10,7 +10,6 @@ import os
 import struct
 
 CLONE_NEWNS = 0x00020000
-CLONE_NEWNET = 0x40000000
 
 MS_RDONLY = 0x1
 MS_NOSUID = 0x2
@@ -63,11 +62,6 @@ def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -
 def umount(target: str, flags: int = MNT_DETACH | UMOUNT_NOFOLLOW) -> None:
     """umount2(2); lazily unless told otherwise."""
     _checked(_libc.umount2(os.fsencode(target), flags), target)
-
-
-def setns(fd: int, kind: int) -> None:
-    """setns(2): move the caller into the namespace behind ``fd``."""
-    _checked(_libc.setns(fd, kind))
 
 
 def unshare(flags: int) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import kuasar.agent.drivers.oci  # noqa: F401 - the usual driver, warm in the zygote so that no pod waits for its import
-from kuasar.agent import kernel
+from kuasar.agent import kernel, network
 from kuasar.agent import setup as pod_setup
 from kuasar.agent.containers import Containers
 from kuasar.agent.drivers.registry import Context, make_driver
@@ -29,6 +29,7 @@ from kuasar.agent.tasks import Operation, Tasks
 from kuasar.core import cgroup, log
 from kuasar.core.aio import Future, Loop
 from kuasar.core.errors import wrap
+from kuasar.core.namespaces import join_netns
 from kuasar.core.spawn import Children
 
 _EXIT_FAILED = 70  # EX_SOFTWARE
@@ -92,14 +93,7 @@ def _enter(arguments: Arguments) -> int:
     if arguments.cgroup:
         cgroup.enter_alone(arguments.cgroup)
     if arguments.netns:
-        try:
-            fd = os.open(arguments.netns, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                kernel.setns(fd, kernel.CLONE_NEWNET)
-            finally:
-                os.close(fd)
-        except OSError as exc:
-            raise wrap(exc, f"cannot join the network namespace {arguments.netns}") from exc
+        join_netns(arguments.netns)
     # Mounts of the host still arrive (volumes mounted later), ours never leave.
     kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_SLAVE)
     host_proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -160,7 +154,7 @@ class Agent:
         )
         self._shut_down: Future[None] = Future(loop)
         operations |= Tasks(self.containers, pids).operations()
-        operations |= {"setup": self._setup, "shutdown": self._shutdown, "info": self._info}
+        operations |= {"setup": self._setup, "shutdown": self._shutdown, "info": self._info, "network": self._network}
         self._server = Server(loop, listener, self._make_hello, self._events, operations)
 
     async def wait(self) -> None:
@@ -186,6 +180,9 @@ class Agent:
         if size:
             pod_setup.mount_shm(f"{self._arguments.directory}/shm", size)
         return {}
+
+    async def _network(self, body: Body, deadline: float | None) -> dict[str, Any]:
+        return await network.configure(self._loop, body, deadline)
 
     async def _shutdown(self, body: Body, deadline: float | None) -> dict[str, Any]:
         await self.containers.stop_all(body.seconds("grace"))

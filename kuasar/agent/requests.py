@@ -9,18 +9,19 @@ from kuasar.core.ids import require_id
 
 
 class Body:
-    """The body of one request."""
+    """The body of one request, or a map in it: ``prefix`` then says where, for the errors."""
 
-    def __init__(self, values: dict[str, Any]) -> None:
+    def __init__(self, values: dict[str, Any], prefix: str = "") -> None:
         self._values = values
+        self._prefix = prefix
 
     def identifier(self, field: str) -> str:
         """A validated identifier."""
-        return require_id(self._values.get(field), field)
+        return require_id(self._values.get(field), self._prefix + field)
 
     def exec_id(self) -> str:
         """``exec_id``; empty for the container's init."""
-        return require_id(value, "exec_id") if (value := self._values.get("exec_id")) else ""
+        return require_id(value, f"{self._prefix}exec_id") if (value := self._values.get("exec_id")) else ""
 
     def text(self, field: str) -> str:
         """A string; empty where it is absent."""
@@ -34,7 +35,7 @@ class Body:
         """A duration that is not negative; 0 where it is absent."""
         value = float(self._get(field, (float, int), 0))
         if not 0 <= value < float("inf"):
-            raise InvalidArgument(f"{field}: {value} is no duration", field=field)
+            raise self.error(field, f"{value} is no duration")
         return value
 
     def flag(self, field: str) -> bool:
@@ -55,10 +56,31 @@ class Body:
         value: list[Any] = self._get(field, (list,), [])
         return value
 
+    def maps(self, field: str) -> list[Body]:
+        """A list of maps; empty where it is absent."""
+        found = []
+        for index, item in enumerate(self.items(field)):
+            if not isinstance(item, dict):
+                raise self.error(f"{field}[{index}]", f"dict is needed, got {item!r:.80}")
+            found.append(Body(item, f"{self._prefix}{field}[{index}]."))
+        return found
+
+    def has(self, field: str) -> bool:
+        """Whether there is a value."""
+        return self._values.get(field) is not None
+
+    def path(self, field: str) -> str:
+        """The name of ``field`` seen from the whole request."""
+        return self._prefix + field
+
+    def error(self, field: str, complaint: str) -> InvalidArgument:
+        """An error that names ``field`` of this map."""
+        return InvalidArgument(f"{self._prefix}{field}: {complaint}", field=self._prefix + field)
+
     def _get(self, field: str, types: tuple[type, ...], default: Any) -> Any:
         value = self._values.get(field)
         if value is None:
             return default
         if type(value) not in types:
-            raise InvalidArgument(f"{field}: {types[0].__name__} is needed, got {value!r:.80}", field=field)
+            raise self.error(field, f"{types[0].__name__} is needed, got {value!r:.80}")
         return value
