@@ -124,6 +124,10 @@ class Backend(ABC):
     uses_host_cgroups: ClassVar[bool] = False
     """Whether making a container or an exec moves a process between cgroups of this host."""
 
+    shares_host_files: ClassVar[bool] = True
+    """Whether the agent can open paths of this host. Where it cannot, the worker relays the standard streams
+    (``workers/stdio.py``)."""
+
     def __init__(self, host: Host, settings: Engine) -> None:
         self.host = host
         self.settings = settings

@@ -53,6 +53,7 @@ class Worker:
         log.info("worker", generation=self._generation, instance=self._instance)
         try:
             await self._sandbox.load()
+            self._tasks.restore()
         except KuasarError as exc:
             log.error("the sandbox cannot be taken over", error=exc)
         self._bus.start()
@@ -110,6 +111,7 @@ class Worker:
                 return sandbox.update(body)
             case "sandbox.shutdown":
                 reply = await sandbox.shutdown()
+                self._tasks.close()
                 # The answer is sent after this returns; the close flushes it.
                 self._loop.call_soon(self._finished.set_result, EXIT_GONE)
                 return reply
