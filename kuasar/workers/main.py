@@ -21,6 +21,7 @@ from kuasar.core.config import Config, ConfigError, load
 from kuasar.core.errors import InvalidArgument, KuasarError, Unimplemented
 from kuasar.core.ids import require_id
 from kuasar.core.spawn import Children
+from kuasar.supervisor.keeper_client import Keeper
 from kuasar.workers.sandbox import Sandbox
 from kuasar.workers.states import State
 from kuasar.workers.tasks import Tasks
@@ -46,7 +47,7 @@ class Worker:
         self._bus = BusDealer(loop, config.bus_address, sandbox_id, self._hello, self._handle)
         self._bus.on_acked = self._sandbox.forget_answers
         self._bus.on_outdated = lambda: self._finished.set_result(EXIT_OUTDATED)
-        self._tasks = Tasks(self._sandbox, self._bus.publish)
+        self._tasks = Tasks(self._sandbox, self._bus.publish, Keeper(config.supervisor.keeper))
 
     async def serve(self) -> int:
         """Serve until the sandbox is gone; gives the exit code."""
