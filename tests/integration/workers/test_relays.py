@@ -55,7 +55,7 @@ class Relaying:
                 file.write(data)
         os.symlink("sh", f"{bundle}/image/bin/cat")
         rootfs = [{"type": "bind", "source": f"{bundle}/image", "target": "", "options": ["rbind", "rw"]}]
-        nothing = {"stdin": "", "stdout": "", "stderr": "", "terminal": False}
+        nothing: dict[str, Any] = {"stdin": "", "stdout": "", "stderr": "", "terminal": False}
         await self.rig.call("task.create", id="c", bundle=bundle, rootfs=rootfs, **(nothing | streams))
         await self.rig.call("task.start", id="c", exec_id="")
 
@@ -157,7 +157,7 @@ def test_a_worker_that_is_killed_again_and_again_loses_and_doubles_nothing() -> 
                 await asyncio.sleep(random.random() * 0.03)
                 await r.replace_worker()
             for reader in readers:
-                reader.allow(size + 1)
+                reader.allow(2 * size)  # what is doubled is to be seen
             await asyncio.wait_for(feeding, SECONDS)
             await r.rig.call("task.close_io", id="c", exec_id="", stdin=True)
             await r.replace_worker()
@@ -192,7 +192,7 @@ def test_a_keeper_that_was_replaced_is_told_everything_again() -> None:
                 r.keeper_process = await r.rig.start_keeper()
                 await r.rig.until(lambda: r.kept() == ["sandbox/pod1/stdio/c//stdout"])
                 await r.replace_worker()
-            reader.allow(size + 1)
+            reader.allow(2 * size)  # what is doubled is to be seen
             await asyncio.wait_for(reader.ended.wait(), SECONDS)
             assert_same(reader.data, big)
             await r.rig.call("sandbox.shutdown")
