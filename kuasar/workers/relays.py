@@ -120,6 +120,8 @@ class OutputRelay(Relay):
     _told = 0
     """The limit that the agent has been told."""
     _telling = False
+    _blocked = False
+    """Whether the FIFO is full and watched."""
 
     def connected(self, send: Send) -> None:
         self._send = send
@@ -153,20 +155,26 @@ class OutputRelay(Relay):
             self._spool.finish()
             self._move()
 
+    def _writable(self) -> None:
+        assert self._fifo is not None
+        self._blocked = False
+        self._move()
+        if not self._blocked and self._fifo is not None:
+            self._loop.remove_writer(self._fifo)
+
     def _move(self) -> None:
         spool, fifo = self._spool, self._fifo
-        if spool is None or fifo is None:
+        if spool is None or fifo is None or self._blocked:
             return
         before = spool.position
         if not spool.move_to(fifo):
-            self._loop.add_writer(fifo, self._move)
+            self._blocked = True
+            self._loop.add_writer(fifo, self._writable)
         elif spool.ended:
             self._total = spool.end
             self._close_spool()
             self._only_read()
             return
-        else:
-            self._loop.remove_writer(fifo)
         if spool.position > before and not self._telling and self._limit - self._told >= WINDOW_BYTES // 4:
             self._tell()
 
