@@ -156,6 +156,7 @@ events = {json.dumps(layout.containerd_socket + ".ttrpc")}
 [supervisor]
 socket = {json.dumps(layout.run + "/supervisor.sock")}
 zygote = {json.dumps(layout.run + "/zygote.sock")}
+keeper = {json.dumps(layout.run + "/keeper.sock")}
 
 {layout.settings}"""
 

@@ -34,7 +34,7 @@ from scripts.layout import CHECKOUT, CONTAINERD_BIN, Layout, render, search_path
 from scripts.leftovers import Before, Leftover
 
 START_SECONDS = 60.0
-_PROGRAMS = ("zygote", "gateway", "containerd")
+_PROGRAMS = ("zygote", "keeper", "gateway", "containerd")
 
 Say = Callable[[str], None]
 
@@ -66,9 +66,8 @@ class Stack:
             self._require_ours()
             self._say("supervisord runs already")
         else:
-            self._say(
-                f"starting supervisord with zygote, gateway{'' if self.layout.foreign_containerd else ', containerd'}"
-            )
+            also = "" if self.layout.foreign_containerd else ", containerd"
+            self._say(f"starting supervisord with zygote, keeper, gateway{also}")
             os.makedirs(self.layout.run, mode=0o700, exist_ok=True)
             Before.note(self._before)
             render(self.layout, PAUSE)

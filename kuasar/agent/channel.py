@@ -10,7 +10,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
-from kuasar.agent.protocol import MAX_FRAME_BYTES, Frame, FrameReader, MalformedFrame, encode
+from kuasar.agent.protocol import MAX_FRAME_BYTES, Data, Frame, FrameReader, MalformedFrame, encode, encode_data
 from kuasar.core.aio import Loop
 from kuasar.core.errors import Unavailable
 
@@ -37,27 +37,31 @@ class Channel:
         self._outgoing: deque[memoryview] = deque()
         self._outgoing_bytes = 0
         self.closed = False
+        self.on_drained: Callable[[], None] = lambda: None
+        """Called when everything that had to wait for the peer has left."""
         sock.setblocking(False)
         loop.add_reader(sock.fileno(), self._readable)
 
     def send(self, frame: Frame) -> None:
         """Send now, or as soon as the peer reads. Raises :class:`Unavailable` when closed and
         :class:`MalformedFrame` for what no frame can carry."""
-        data = encode(frame)
+        parts = encode_data(frame) if isinstance(frame, Data) else (encode(frame),)
         if self.closed:
             raise Unavailable("the agent channel is closed")
         sent = 0
         if not self._outgoing:
             try:
-                sent = self._sock.send(data)
+                sent = self._sock.sendmsg(parts)
             except BlockingIOError:
                 pass
             except OSError as exc:
                 # Told later, from the loop: the caller must not be called back from within its own send.
                 self._loop.call_soon(self._fail, f"cannot send: {exc.strerror}")
                 return
-        if sent < len(data):
-            self._keep(memoryview(data)[sent:])
+        for part in parts:
+            if sent < len(part):
+                self._keep(memoryview(part)[sent:])
+            sent = max(0, sent - len(part))
 
     def _keep(self, rest: memoryview) -> None:
         if not self._outgoing:
@@ -76,6 +80,12 @@ class Channel:
         self._loop.remove_writer(self._sock.fileno())
         self._sock.close()
         self._outgoing.clear()
+        self._outgoing_bytes = 0
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait for the peer."""
+        return self._outgoing_bytes
 
     @property
     def drained(self) -> bool:
@@ -122,3 +132,4 @@ class Channel:
                 return
             self._outgoing.popleft()
         self._loop.remove_writer(self._sock.fileno())
+        self.on_drained()

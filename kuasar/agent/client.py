@@ -13,20 +13,22 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from kuasar.agent.channel import Channel
-from kuasar.agent.protocol import VERSION, Ack, Event, Frame, Hello, MalformedFrame, Reply, Request
+from kuasar.agent.protocol import VERSION, Ack, Data, Event, Frame, Hello, MalformedFrame, Reply, Request, Window
 from kuasar.core import log
 from kuasar.core.aio import Future, Loop
 from kuasar.core.errors import InvalidArgument, Unavailable, from_wire
 
 EventHandler = Callable[[int, str, dict[str, Any]], None]
+StreamHandler = Callable[[Data | Window], None]
 
 
 class AgentClient:
     """A channel to an agent over a connected stream socket, which it owns.
 
     Call :meth:`hello` first. ``on_event(seq, topic, body)`` gets every event in order, those that came before it was
-    set included; confirm with :meth:`ack_event`. ``on_close()`` is called once when the agent is gone (also when it was
-    gone before ``on_close`` was set), not after a :meth:`close` of our own.
+    set included; confirm with :meth:`ack_event`. ``on_stream(frame)`` gets the frames of all streams in the same way.
+    ``on_close()`` is called once when the agent is gone (also when it was gone before ``on_close`` was set), not after
+    a :meth:`close` of our own.
     """
 
     def __init__(self, loop: Loop, sock: socket.socket) -> None:
@@ -35,7 +37,9 @@ class AgentClient:
         self._waiting: dict[int, Future[dict[str, Any]]] = {}
         self._hello: Future[Hello] = Future(loop)
         self._early_events: list[Event] = []
+        self._early_streams: list[Data | Window] = []
         self._on_event: EventHandler | None = None
+        self._on_stream: StreamHandler | None = None
         self._on_close: Callable[[], None] | None = None
         self._lost = ""
         self._channel = Channel(loop, sock, self._on_frame, self._on_lost)
@@ -64,6 +68,18 @@ class AgentClient:
     def on_event(self, handler: EventHandler) -> None:
         self._on_event = handler
         self._loop.call_soon(self._deliver_early)
+
+    @property
+    def on_stream(self) -> StreamHandler | None:
+        """Who gets the frames of the streams. Before there is one, there come only few: no stream has a window."""
+        return self._on_stream
+
+    @on_stream.setter
+    def on_stream(self, handler: StreamHandler) -> None:
+        self._on_stream = handler
+        early, self._early_streams = self._early_streams, []
+        for frame in early:
+            handler(frame)
 
     @property
     def on_close(self) -> Callable[[], None] | None:
@@ -110,6 +126,12 @@ class AgentClient:
         if not self.closed:
             self._channel.send(ack)
 
+    def send(self, frame: Data | Window) -> None:
+        """Send a frame of a stream. Harmless when the agent is gone: what counts is said again on the next
+        connection."""
+        if not self.closed:
+            self._channel.send(frame)
+
     def close(self) -> None:
         """Close the connection; whoever waits for an answer gets Unavailable."""
         self._channel.close()
@@ -118,7 +140,12 @@ class AgentClient:
     # -- the channel -----------------------------------------------------------------------------------------------
 
     def _on_frame(self, frame: Frame) -> None:
-        if isinstance(frame, Reply):
+        if isinstance(frame, Data | Window):
+            if self._on_stream is None:
+                self._early_streams.append(frame)
+            else:
+                self._on_stream(frame)
+        elif isinstance(frame, Reply):
             self._on_reply(frame)
         elif isinstance(frame, Event):
             if self._on_event is None or self._early_events:

@@ -17,12 +17,14 @@ from typing import Any
 from kuasar.agent import mounts
 from kuasar.agent.drivers.base import Anticipating, ContainerSetup, Driver, Started
 from kuasar.agent.events import EventLog
+from kuasar.agent.exchange import Exchange
 from kuasar.agent.files import remove_tree
 from kuasar.agent.pids import Pids
 from kuasar.agent.process import Process
+from kuasar.agent.remote import make_remote_streams
 from kuasar.agent.spec import adapt
 from kuasar.agent.states import Status
-from kuasar.agent.stdio import StdioPaths, make_streams
+from kuasar.agent.stdio import StdioPaths, Streams, make_streams
 from kuasar.agent.storage import Storage
 from kuasar.core import cgroup, log
 from kuasar.core.aio import Future, Lock, Loop
@@ -90,6 +92,7 @@ class Containers:
         pids: Pids,
         events: EventLog,
         storage: Storage,
+        exchange: Exchange,
         directory: str,
         sandbox: str,
     ) -> None:
@@ -99,6 +102,7 @@ class Containers:
         self._pids = pids
         self._events = events
         self._storage = storage
+        self._exchange = exchange
         self._directory = f"{directory}/containers"
         self._sandbox = sandbox
         self._containers: dict[str, Container] = {}
@@ -128,6 +132,11 @@ class Containers:
         if isinstance(self.driver, Anticipating):
             self.driver.anticipate()
 
+    def _make_streams(self, paths: StdioPaths, container_id: str, exec_id: str) -> Streams:
+        if paths.remote:
+            return make_remote_streams(self._exchange, paths, f"{container_id}/{exec_id}")
+        return make_streams(self._loop, paths, is_init=not exec_id)
+
     # -- create ----------------------------------------------------------------------------------------------------
 
     async def create(
@@ -146,7 +155,7 @@ class Containers:
             self.require("tty")
         self._anticipate()
         directory = f"{self._directory}/{container_id}"
-        init = Process(self._loop, container_id, "", make_streams(self._loop, paths, is_init=True))
+        init = Process(self._loop, container_id, "", self._make_streams(paths, container_id, ""))
         container = Container(container_id, directory, f"{directory}/rootfs", bundle, init, Lock(self._loop))
         self._containers[container_id] = container
         async with container.lock:
@@ -236,7 +245,7 @@ class Containers:
         if not isinstance(process.get("args"), list) or not process["args"]:
             raise InvalidArgument("process.args: must not be empty", field="process.args")
         self._anticipate()  # its start comes some milliseconds after this
-        added = Process(self._loop, container.id, exec_id, make_streams(self._loop, paths, is_init=False))
+        added = Process(self._loop, container.id, exec_id, self._make_streams(paths, container.id, exec_id))
         added.spec = {**process, "terminal": paths.terminal}
         container.execs[exec_id] = added
 
@@ -256,7 +265,7 @@ class Containers:
             self._made(container, process, started, ended)
         except BaseException:
             process.streams.close()
-            process.streams = make_streams(self._loop, process.paths, is_init=False)
+            process.streams = self._make_streams(process.paths, container.id, process.exec_id)
             raise
         finally:
             process.starting.set_result(None)

@@ -19,6 +19,7 @@ from kuasar.agent import setup as pod_setup
 from kuasar.agent.containers import Containers
 from kuasar.agent.drivers.registry import Context, make_driver
 from kuasar.agent.events import EventLog
+from kuasar.agent.exchange import Exchange
 from kuasar.agent.machine import Machine
 from kuasar.agent.pids import Pids
 from kuasar.agent.protocol import VERSION, Hello
@@ -149,13 +150,14 @@ class Agent:
             self._capabilities.add(CAPABILITY)
             operations |= guest.operations()
             storage = guest.storage
+        exchange = Exchange(loop)
         self.containers = Containers(
-            loop, children, driver, pids, self._events, storage, arguments.directory, arguments.sandbox_id
+            loop, children, driver, pids, self._events, storage, exchange, arguments.directory, arguments.sandbox_id
         )
         self._shut_down: Future[None] = Future(loop)
         operations |= Tasks(self.containers, pids).operations()
         operations |= {"setup": self._setup, "shutdown": self._shutdown, "info": self._info, "network": self._network}
-        self._server = Server(loop, listener, self._make_hello, self._events, operations)
+        self._server = Server(loop, listener, self._make_hello, self._events, exchange, operations)
 
     async def wait(self) -> None:
         """Until the agent has been shut down and has said so."""

@@ -89,5 +89,5 @@ class Process:
         self.exited.set_result(None)
 
     def end(self) -> dict[str, Any]:
-        """How it ended, for replies."""
-        return {"exit_status": self.exit_status, "exited_at": self.exited_at}
+        """How it ended, for replies, and how much it wrote where that is known."""
+        return {"exit_status": self.exit_status, "exited_at": self.exited_at, **self.streams.counts()}

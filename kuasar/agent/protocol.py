@@ -11,9 +11,18 @@ from typing import Any, ClassVar
 
 import msgpack
 
-VERSION = 1
+VERSION = 2
 MAX_FRAME_BYTES = 16 * 1024 * 1024
+STREAM = "stream:"
+"""What ``task.create`` and ``task.exec`` get instead of a path for a stream that goes over the channel."""
+MAX_DATA_BYTES = 64 * 1024
+"""What one data frame carries at most."""
+WINDOW_BYTES = 256 * 1024
+"""How far a sender may be ahead of what its receiver has passed on, and how much it keeps itself."""
+LAST_BYTES = WINDOW_BYTES + 64 * 1024
+"""How much of a dead process (a full ring and a full pipe) may go beyond the limit of its stream."""
 _HEADER = 4
+_DATA_KEY = b"\xa4data\xc6"  # the string "data", and the head of binary data with four bytes of length
 
 
 class MalformedFrame(Exception):
@@ -75,7 +84,30 @@ class Ack:
     event: int
 
 
-Frame = Hello | Request | Reply | Event | Ack
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Bytes of a stream, the first of them at ``offset``; with ``end`` nothing comes after them. Without bytes and end
+    it asks for a window."""
+
+    kind: ClassVar[str] = "data"
+    stream: str
+    offset: int
+    data: bytes | memoryview
+    end: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The receiver of a stream has everything before ``taken`` for good (the end counts as one more), and takes what
+    is before ``limit``."""
+
+    kind: ClassVar[str] = "window"
+    stream: str
+    taken: int
+    limit: int
+
+
+Frame = Hello | Request | Reply | Event | Ack | Data | Window
 
 _INT, _STR, _STRINGS, _MAP, _SECONDS = (int,), (str,), (list,), (dict,), (float, int)
 # kind -> field -> (accepted exact types, may be absent or nil)
@@ -98,12 +130,16 @@ _FIELDS: dict[str, dict[str, tuple[tuple[type, ...], bool]]] = {
     "reply": {"n": (_INT, False), "body": (_MAP, True), "error": (_MAP, True)},
     "event": {"seq": (_INT, False), "topic": (_STR, False), "body": (_MAP, False)},
     "ack": {"keys": (_STRINGS, False), "event": (_INT, False)},
+    "data": {"stream": (_STR, False), "offset": (_INT, False), "data": ((bytes,), False), "end": ((bool,), False)},
+    "window": {"stream": (_STR, False), "taken": (_INT, False), "limit": (_INT, False)},
 }
-_TYPES: dict[str, type[Any]] = {cls.kind: cls for cls in (Hello, Request, Reply, Event, Ack)}
+_TYPES: dict[str, type[Any]] = {cls.kind: cls for cls in (Hello, Request, Reply, Event, Ack, Data, Window)}
 
 
 def encode(frame: Frame) -> bytes:
     """The frame with its length in front. Raises :class:`MalformedFrame` for what the stream cannot carry."""
+    if isinstance(frame, Data):
+        return b"".join(encode_data(frame))
     wire: dict[str, Any] = {"k": frame.kind}
     for name in _FIELDS[frame.kind]:
         value = getattr(frame, name)
@@ -116,6 +152,17 @@ def encode(frame: Frame) -> bytes:
     if len(data) > MAX_FRAME_BYTES:
         raise MalformedFrame(f"{frame.kind} of {len(data)} bytes: a frame carries at most {MAX_FRAME_BYTES}")
     return len(data).to_bytes(_HEADER, "big") + data
+
+
+def encode_data(frame: Data) -> tuple[bytes, bytes | memoryview]:
+    """The same for a data frame, in two parts: everything else, and its bytes, which are not copied."""
+    size = len(frame.data)
+    if size > MAX_DATA_BYTES:
+        raise MalformedFrame(f"data of {size} bytes: a frame carries at most {MAX_DATA_BYTES}")
+    head = bytearray(msgpack.packb({"k": "data", "stream": frame.stream, "offset": frame.offset, "end": frame.end}))
+    head[0] += 1  # one more entry in the map, which follows
+    head += _DATA_KEY + size.to_bytes(4, "big")
+    return (len(head) + size).to_bytes(_HEADER, "big") + bytes(head), frame.data
 
 
 def decode(data: bytes | bytearray | memoryview) -> Frame:
@@ -157,6 +204,8 @@ def _check_parts(kind: str, values: dict[str, Any]) -> None:
     timeout = values.get("timeout")
     if timeout is not None and not 0 <= timeout < float("inf"):
         raise MalformedFrame(f"{kind}: timeout is {timeout}")
+    if kind == "data" and len(values["data"]) > MAX_DATA_BYTES:
+        raise MalformedFrame(f"data: {len(values['data'])} bytes, at most {MAX_DATA_BYTES} are allowed")
     if kind == "reply" and ("body" in values) == ("error" in values):
         raise MalformedFrame("reply: exactly one of body and error is needed")
 
@@ -169,17 +218,26 @@ class FrameReader:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self._needed = _HEADER
+        """How many bytes the buffer must hold before it is worth a look."""
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Add ``data`` and yield every frame that is complete now."""
-        self._buffer += data
-        while len(self._buffer) >= _HEADER:
-            size = int.from_bytes(self._buffer[:_HEADER], "big")
+        if self._buffer:
+            self._buffer += data
+            if len(self._buffer) < self._needed:
+                return
+            data, self._buffer = bytes(self._buffer), bytearray()
+        at, view = 0, memoryview(data)
+        self._needed = _HEADER
+        while len(data) - at >= _HEADER:
+            size = int.from_bytes(view[at : at + _HEADER], "big")
             if size > MAX_FRAME_BYTES:
                 raise MalformedFrame(f"a frame of {size} bytes is announced, at most {MAX_FRAME_BYTES} are allowed")
-            end = _HEADER + size
-            if len(self._buffer) < end:
-                return
-            frame = bytes(self._buffer[_HEADER:end])
-            del self._buffer[:end]
-            yield decode(frame)
+            end = at + _HEADER + size
+            if len(data) < end:
+                self._needed = end - at
+                break
+            yield decode(view[at + _HEADER : end])
+            at = end
+        self._buffer += view[at:]

@@ -16,7 +16,8 @@ from typing import Any
 
 from kuasar.agent.channel import Channel
 from kuasar.agent.events import EventLog
-from kuasar.agent.protocol import Ack, Event, Frame, Hello, MalformedFrame, Reply, Request
+from kuasar.agent.exchange import Exchange
+from kuasar.agent.protocol import Ack, Data, Event, Frame, Hello, MalformedFrame, Reply, Request, Window
 from kuasar.agent.requests import Body
 from kuasar.agent.tasks import Operation
 from kuasar.core import log
@@ -41,12 +42,14 @@ class Server:
         listener: socket.socket,
         make_hello: Callable[[], Hello],
         events: EventLog,
+        exchange: Exchange,
         operations: Mapping[str, Operation],
     ) -> None:
         self._loop = loop
         self._listener = listener
         self._make_hello = make_hello
         self._events = events
+        self._exchange = exchange
         self._operations = operations
         self._replies = ReplyCache()
         self._channel: Channel | None = None
@@ -76,6 +79,7 @@ class Server:
         channel.send(self._make_hello())
         for event in self._events.unacknowledged():
             channel.send(event)
+        self._exchange.connected(channel)
 
     def _on_close(self, reason: str) -> None:
         log.info("the worker is gone", reason=reason)
@@ -96,7 +100,9 @@ class Server:
     # -- requests --------------------------------------------------------------------------------------------------
 
     def _on_frame(self, channel: Channel, frame: Frame) -> None:
-        if isinstance(frame, Request):
+        if isinstance(frame, Data | Window):
+            self._exchange.on_frame(frame)
+        elif isinstance(frame, Request):
             self._on_request(channel, frame)
         elif isinstance(frame, Ack):
             self._replies.ack(frame.keys)

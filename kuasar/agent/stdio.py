@@ -9,6 +9,9 @@ Three kinds, one interface (:class:`Streams`):
   behind may hold it open for ever; after the exit what is there is drained, for at most a bounded time.
 - :class:`TerminalStreams`: the agent copies between the terminal's master and the FIFOs.
 
+A fourth kind is for a caller whose FIFOs the agent cannot open, because it is in a machine of its own: its streams go
+over the agent channel (``agent/remote.py``).
+
 An empty path is /dev/null. A FIFO that nobody reads never blocks the agent, only its process.
 """
 
@@ -16,7 +19,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import stat
 import struct
 import termios
 import time
@@ -25,11 +27,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from kuasar.agent.drivers.base import ProcessStdio
+from kuasar.agent.protocol import STREAM
 from kuasar.agent.relay import CopyPump, Pump, SplicePump
 from kuasar.core import log
 from kuasar.core.aio import Loop
 from kuasar.core.errors import DeadlineExceeded, InvalidArgument
+from kuasar.core.fifo import check_path, open_fifo
 
+_FIELDS = ("stdin", "stdout", "stderr")
 DRAIN_SECONDS = 2.0
 """How long output is waited for that a process left behind may still hold back."""
 
@@ -44,16 +49,18 @@ class StdioPaths:
     stderr: str
 
     def __post_init__(self) -> None:
-        for field in ("stdin", "stdout", "stderr"):
-            _check_path(getattr(self, field), field)
+        streams = [field for field in _FIELDS if getattr(self, field) == STREAM]
+        for field in _FIELDS:
+            path = getattr(self, field)
+            if streams and path not in ("", STREAM):
+                raise InvalidArgument(f"{field}: {path!r} is no stream, but {streams[0]} is", field=field)
+            if not streams:
+                check_path(path, field)
 
-
-def _check_path(path: str, field: str) -> None:
-    if "://" in path:
-        scheme = path.partition("://")[0]
-        raise InvalidArgument(f"{field}: the scheme {scheme}:// is not supported, a FIFO is needed", field=field)
-    if path and not os.path.isabs(path):
-        raise InvalidArgument(f"{field}: {path!r} is not an absolute path", field=field)
+    @property
+    def remote(self) -> bool:
+        """Whether they are streams of the agent channel."""
+        return STREAM in (self.stdin, self.stdout, self.stderr)
 
 
 class Streams(ABC):
@@ -78,6 +85,10 @@ class Streams(ABC):
     async def drain(self) -> None:
         """After the exit: returns when all output has been handed over, or its time is up."""
         await _drain(self._loop, self._output_pumps())
+
+    def counts(self) -> dict[str, int]:
+        """What is known of how much the process has written: ``stdout_bytes``, ``stderr_bytes``."""
+        return {}
 
     def _output_pumps(self) -> list[Pump]:
         return []
@@ -107,12 +118,12 @@ class Streams(ABC):
         if not self.paths.stdin:
             return None
         # Opened both ways first, because opening the writing end of a FIFO without a reader fails.
-        both = _open_fifo(self.paths.stdin, os.O_RDWR, "stdin")
+        both = open_fifo(self.paths.stdin, os.O_RDWR, "stdin")
         try:
-            reader = _open_fifo(self.paths.stdin, os.O_RDONLY, "stdin")
+            reader = open_fifo(self.paths.stdin, os.O_RDONLY, "stdin")
             self._theirs.append(reader)
             os.set_blocking(reader, True)
-            self._stdin_hold = _open_fifo(self.paths.stdin, os.O_WRONLY, "stdin")
+            self._stdin_hold = open_fifo(self.paths.stdin, os.O_WRONLY, "stdin")
             self._ours.append(self._stdin_hold)
         finally:
             os.close(both)
@@ -134,8 +145,8 @@ class DirectStreams(Streams):
         if not path:
             return None
         # A reader of ours, which never reads: the process gets no SIGPIPE and its last words stay in the FIFO.
-        self._ours.append(_open_fifo(path, os.O_RDONLY, field))
-        writer = _open_fifo(path, os.O_WRONLY, field)
+        self._ours.append(open_fifo(path, os.O_RDONLY, field))
+        writer = open_fifo(path, os.O_WRONLY, field)
         self._theirs.append(writer)
         os.set_blocking(writer, True)
         return writer
@@ -160,7 +171,7 @@ class PipedStreams(Streams):
         if not path:
             return None
         # Open both ways: it breaks only when we close it, whether somebody reads now or not.
-        sink = _open_fifo(path, os.O_RDWR, field)
+        sink = open_fifo(path, os.O_RDWR, field)
         self._ours.append(sink)
         source, writer = os.pipe2(os.O_CLOEXEC)
         self._ours.append(source)
@@ -194,10 +205,10 @@ class TerminalStreams(Streams):
 
     def open(self) -> ProcessStdio:
         if self.paths.stdout:
-            self._sink = _open_fifo(self.paths.stdout, os.O_RDWR, "stdout")
+            self._sink = open_fifo(self.paths.stdout, os.O_RDWR, "stdout")
             self._ours.append(self._sink)
         if self.paths.stdin:
-            self._source = _open_fifo(self.paths.stdin, os.O_RDWR, "stdin")
+            self._source = open_fifo(self.paths.stdin, os.O_RDWR, "stdin")
             self._ours.append(self._source)
         return ProcessStdio(terminal=True, stdin=None, stdout=None, stderr=None)
 
@@ -220,7 +231,7 @@ class TerminalStreams(Streams):
         """Our own writing end goes; the pump ends when the caller has closed its end and all is read."""
         if self._source is None or self._input is None or self._master is None:
             return
-        reader = _open_fifo(self.paths.stdin, os.O_RDONLY, "stdin")
+        reader = open_fifo(self.paths.stdin, os.O_RDONLY, "stdin")
         self._input.stop()
         self._ours.remove(self._source)
         os.close(self._source)
@@ -229,12 +240,7 @@ class TerminalStreams(Streams):
         self._input = CopyPump(self._loop, reader, self._master)
 
     def resize(self, width: int, height: int) -> None:
-        if self._master is None:
-            raise InvalidArgument("resize: the process has not been started", field="exec_id")
-        for value, field in ((width, "width"), (height, "height")):
-            if not 0 <= value <= 65535:
-                raise InvalidArgument(f"{field}: {value} is no size of a terminal", field=field)
-        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+        resize_terminal(self._master, width, height)
 
     def release_process(self) -> None:
         self.close()
@@ -248,10 +254,20 @@ class TerminalStreams(Streams):
 
 
 def make_streams(loop: Loop, paths: StdioPaths, is_init: bool) -> Streams:
-    """The right kind for a process."""
+    """The right kind for a process whose FIFOs can be opened here."""
     if paths.terminal:
         return TerminalStreams(loop, paths)
     return DirectStreams(loop, paths) if is_init else PipedStreams(loop, paths)
+
+
+def resize_terminal(master: int | None, width: int, height: int) -> None:
+    """Set the size. Raises :class:`InvalidArgument` for one that is none, or where there is no master yet."""
+    if master is None:
+        raise InvalidArgument("resize: the process has not been started", field="exec_id")
+    for value, field in ((width, "width"), (height, "height")):
+        if not 0 <= value <= 65535:
+            raise InvalidArgument(f"{field}: {value} is no size of a terminal", field=field)
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
 
 async def _drain(loop: Loop, pumps: list[Pump]) -> None:
@@ -261,18 +277,6 @@ async def _drain(loop: Loop, pumps: list[Pump]) -> None:
             await loop.wait_for(pump.done, deadline, "draining output")
     except DeadlineExceeded:
         log.info("output is still held open after the exit; what comes later is dropped")
-
-
-def _open_fifo(path: str, mode: int, field: str) -> int:
-    """Open without ever blocking. Raises :class:`InvalidArgument` for what is no FIFO."""
-    try:
-        fd = os.open(path, mode | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    except OSError as exc:
-        raise InvalidArgument(f"{field}: cannot open {path}: {exc.strerror}", field=field) from exc
-    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise InvalidArgument(f"{field}: {path} is not a FIFO", field=field)
-    return fd
 
 
 def _close_all(fds: list[int]) -> None:

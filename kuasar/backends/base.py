@@ -197,7 +197,8 @@ class Backend(ABC):
     uses_host_cgroups: ClassVar[bool] = False
     """Whether making a container or an exec moves a process between cgroups of this host."""
     shares_host_files: ClassVar[bool] = True
-    """Whether the agent can open paths of this host, and its containers' cgroups are cgroups of this host."""
+    """Whether the agent can open paths of this host, and its containers' cgroups are this host's. Where it cannot, the
+    worker relays the standard streams (``workers/stdio.py``)."""
     refused_host_namespaces: ClassVar[Mapping[str, str]] = {}
     """Kinds (``net``, ``pid``, ``ipc``) that a pod cannot share with the host, each with the reason."""
 

@@ -107,7 +107,7 @@ class Share:
         os.makedirs(target, mode=0o755, exist_ok=True)
         self._host.acquiring("mount", target)
         if target not in mounts_of_host():
-            mounts.mount_rootfs(rootfs, target)
+            mounts.mount_rootfs(rootfs, target, _layers(target))
         return f"{GUEST_DIRECTORY}/{name}"
 
     def remove(self, name: str) -> None:
@@ -120,7 +120,7 @@ class Share:
         """All recorded mounts at or below ``top``, newest first."""
         for kind, path in reversed(self._host.holdings()):
             if kind == "mount" and (path == top or path.startswith(f"{top}/")):
-                mounts.unmount_all(path)
+                mounts.unmount_rootfs(path, _layers(path))
                 self._host.released(kind, path)
 
     # -- the end -------------------------------------------------------------------------------------------------------
@@ -134,6 +134,11 @@ class Share:
         _remove_tree(self.directory)
         with suppress(FileNotFoundError):
             os.unlink(f"{self._host.directory}/{_SOCKET}")
+
+
+def _layers(target: str) -> str:
+    """Where mounts that others of the same root file system refer to are."""
+    return f"{target}.layers"
 
 
 def _remove_tree(top: str) -> None:

@@ -60,11 +60,13 @@ class Containerd:
 
 @dataclass(frozen=True)
 class Supervisor:
-    """``[supervisor]``: how the processes of the tree find supervisord and the zygote."""
+    """``[supervisor]``: how the processes of the tree find supervisord, the zygote and the keeper."""
 
     socket: str = "/run/kuasar/supervisor.sock"
     zygote: str = "/run/kuasar/zygote.sock"
-    preload: tuple[str, ...] = ("wasmtime", "kuasar.agent.drivers.wasm.process")
+    keeper: str = "/run/kuasar/keeper.sock"
+    """Unix socket of the keeper, which holds descriptors for gateway and workers; mode 0600 in a 0700 directory."""
+    preload: tuple[str, ...] = ("wasmtime", "kuasar.agent.drivers.wasm.process", "kuasar.workers.network")
     """Modules the zygote imports before it forks, so that no sandbox pays for them; missing ones are skipped, with
     a line in the log."""
     log_max_bytes: int = 4 * 1024 * 1024
@@ -266,6 +268,7 @@ def _check_meaning(config: Config, problems: list[str]) -> None:
         "gateway.task_socket": config.gateway.task_socket,
         "supervisor.socket": config.supervisor.socket,
         "supervisor.zygote": config.supervisor.zygote,
+        "supervisor.keeper": config.supervisor.keeper,
     }
     for key, value in sockets.items():
         if not os.path.isabs(value):

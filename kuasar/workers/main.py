@@ -21,6 +21,7 @@ from kuasar.core.config import Config, ConfigError, load
 from kuasar.core.errors import InvalidArgument, KuasarError, Unimplemented
 from kuasar.core.ids import require_id
 from kuasar.core.spawn import Children
+from kuasar.supervisor.keeper_client import Keeper
 from kuasar.workers.sandbox import Sandbox
 from kuasar.workers.states import State
 from kuasar.workers.tasks import Tasks
@@ -46,13 +47,14 @@ class Worker:
         self._bus = BusDealer(loop, config.bus_address, sandbox_id, self._hello, self._handle)
         self._bus.on_acked = self._sandbox.link.forget_answers
         self._bus.on_outdated = lambda: self._finished.set_result(EXIT_OUTDATED)
-        self._tasks = Tasks(self._sandbox, self._bus.publish)
+        self._tasks = Tasks(self._sandbox, self._bus.publish, Keeper(config.supervisor.keeper))
 
     async def serve(self) -> int:
         """Serve until the sandbox is gone; gives the exit code."""
         log.info("worker", generation=self._generation, instance=self._instance)
         try:
             await self._sandbox.load()
+            self._tasks.restore()
         except KuasarError as exc:
             log.error("the sandbox cannot be taken over", error=exc)
         self._bus.start()
@@ -110,6 +112,7 @@ class Worker:
                 return sandbox.update(body)
             case "sandbox.shutdown":
                 reply = await sandbox.shutdown()
+                self._tasks.close()
                 # The answer is sent after this returns; the close flushes it.
                 self._loop.call_soon(self._finished.set_result, EXIT_GONE)
                 return reply

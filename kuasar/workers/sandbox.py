@@ -6,13 +6,14 @@ a successor or a later shutdown can free it by name.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
 
-from kuasar.backends.base import Backend, Ended, MachineSpec
+from kuasar.backends.base import Backend, Ended, MachineSpec, Nic
 from kuasar.backends.registry import require_backend
 from kuasar.core import cgroup, log
 from kuasar.core.aio import Future, Loop, Task
@@ -27,6 +28,10 @@ from kuasar.workers.pod import PodSpec, wanted_size
 from kuasar.workers.record import Record, SandboxDirectory
 from kuasar.workers.states import State, StateMachine
 
+if TYPE_CHECKING:
+    from kuasar.workers.network import Network
+
+_NETWORK_HOLDINGS = ("tap", "ingress")
 _SHM_BYTES = 64 * 1024 * 1024
 _START_SECONDS = 60.0
 _UNPRIVILEGED = {
@@ -205,12 +210,18 @@ class Sandbox:
         self.directory.acquiring("cgroup", self.cgroup)
         cgroup.create(self.cgroup)
         phases.lap("cgroup")
-        spec = self._machine_spec(pod)
-        await self.backend.launch(spec, deadline)
-        phases.lap("launch")
-        agent = await self.link.connect(self.backend, deadline)
-        phases.lap("agent")
-        await self.backend.settle(agent, spec, deadline)
+        with ExitStack() as stack:
+            spec = self._machine_spec(pod)
+            if not self.backend.shares_host_files and self.record.netns:
+                network = await self._plumb(spec.vcpus)
+                stack.callback(network.close)  # the machine has its own descriptors by then
+                spec = _with_network(spec, network)
+                phases.lap("network")
+            await self.backend.launch(spec, deadline)
+            phases.lap("launch")
+            agent = await self.link.connect(self.backend, deadline)
+            phases.lap("agent")
+            await self.backend.settle(agent, spec, deadline)
         setup = {
             "hostname": spec.hostname,
             "sysctls": (_UNPRIVILEGED if self.record.netns else {}) | pod.sysctls,
@@ -219,6 +230,21 @@ class Sandbox:
         }
         await agent.call("setup", setup, deadline=deadline)
         phases.lap("setup")
+
+    async def _plumb(self, vcpus: int) -> Network:
+        from kuasar.workers.network import plumb  # only pods with a kernel of their own need it
+        from kuasar.workers.taps import MAX_QUEUES
+
+        queues = min(max(1, vcpus), MAX_QUEUES)
+        return await plumb(self.loop, self.record.netns, self.id, queues, self._host)
+
+    async def _unplumb(self) -> None:
+        """Free what :meth:`_plumb` has made, by the names in the record."""
+        holdings = [holding for holding in self._host.holdings() if holding[0] in _NETWORK_HOLDINGS]
+        if holdings:
+            from kuasar.workers.network import unplumb
+
+            await unplumb(self.loop, self.record.netns, holdings, self._host)
 
     def _machine_spec(self, pod: PodSpec) -> MachineSpec:
         vcpus, memory_bytes = wanted_size(pod)
@@ -369,6 +395,7 @@ class Sandbox:
     async def _release(self) -> None:
         """Free every holding, newest first. What cannot be freed stays recorded and is named in the error."""
         await self.backend.release()
+        await self._unplumb()
         stuck: list[str] = []
         for kind, name in reversed(list(self.record.holdings)):
             if kind != "cgroup":
@@ -390,6 +417,11 @@ class Sandbox:
         if after is not State.GONE and self.directory.record is not None:
             self.directory.record.state = after.value
             self.directory.save()
+
+
+def _with_network(spec: MachineSpec, network: Network) -> MachineSpec:
+    nics = tuple(Nic(card.name, card.mac, card.mtu, tuple(card.fds)) for card in network.interfaces)
+    return dataclasses.replace(spec, nics=nics, network=network.to_wire())
 
 
 def _check_host_namespaces(pod: PodSpec, backend: Backend) -> None:

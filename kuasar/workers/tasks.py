@@ -17,11 +17,14 @@ from kuasar.core import cgroup, log
 from kuasar.core.errors import KuasarError, NotFound, Unavailable, WrongState
 from kuasar.core.ids import require_id
 from kuasar.core.threads import in_thread
+from kuasar.workers.keeping import Keeper
 from kuasar.workers.sandbox import Sandbox
 from kuasar.workers.spec import add_pod_mounts, cgroups_path, read_spec
 from kuasar.workers.states import State
+from kuasar.workers.stdio import Stdio
 
 _MOVING = frozenset({"task.create", "task.exec"})
+_STREAMS = ("stdin", "stdout", "stderr", "terminal")
 KILLED = 137
 """Exit status of a process that died with its machine: 128 + SIGKILL."""
 
@@ -29,8 +32,14 @@ KILLED = 137
 class Tasks:
     """The containers of the worker's sandbox. ``publish(topic, body, acknowledged)`` sends an event to the gateway."""
 
-    def __init__(self, sandbox: Sandbox, publish: Callable[[str, dict[str, Any], Callable[[], None]], None]) -> None:
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        publish: Callable[[str, dict[str, Any], Callable[[], None]], None],
+        keeper: Keeper | None = None,
+    ) -> None:
         self._sandbox = sandbox
+        self._stdio = Stdio(sandbox.loop, sandbox.id, keeper)
         self._publish = publish
         sandbox.link.on_agent = self._on_agent
         sandbox.on_ended = self._on_ended
@@ -47,14 +56,20 @@ class Tasks:
             return await self._create(body, key, deadline)
         if self._is_over():
             return self._afterlife(op, body)
+        if op == "task.exec" and self._relays:
+            return await self._exec(body, key, deadline)
+        if op == "task.close_io" and self._close_stdin(body["id"], body.get("exec_id", "")):
+            return {}
         try:
             reply = await self._sandbox.call_agent(op, body, key, deadline)
         except Unavailable:
             if not self._is_over():
                 raise
             return self._afterlife(op, body)
-        if op == "task.delete" and not body.get("exec_id"):
-            await self._forget(body["id"])
+        if op == "task.delete":
+            await (self._forget_exec(body["id"], body["exec_id"]) if body.get("exec_id") else self._forget(body["id"]))
+        elif op == "task.state" and self._relays:
+            reply |= self._streams_of(body["id"], body.get("exec_id", ""))
         return reply
 
     def _is_over(self) -> bool:
@@ -72,13 +87,14 @@ class Tasks:
             sandbox.directory.acquiring("cgroup", path)
         known = container_id in sandbox.record.containers
         if not known:
-            facts = {name: body[name] for name in ("bundle", "stdin", "stdout", "stderr", "terminal")}
+            facts = {name: body[name] for name in ("bundle", *_STREAMS)}
             sandbox.record.containers[container_id] = {**facts, "cgroup": path, "pid": 0}
             sandbox.directory.save()
         try:
+            streams = self._stdio.open(container_id, "", body) if self._relays else {}
             lent = await backend.lend(container_id, body["bundle"], spec, body["rootfs"], deadline)
             add_pod_mounts(lent.spec, backend.files_dir, sandbox.shm_dir)
-            request = {**body, "spec": lent.spec, "rootfs": lent.rootfs}
+            request = {**body, **streams, "spec": lent.spec, "rootfs": lent.rootfs}
             reply = await sandbox.call_agent("task.create", request, key, deadline)
         except Exception:
             if not known and sandbox.state is State.READY:
@@ -88,9 +104,41 @@ class Tasks:
         sandbox.directory.save()
         return reply
 
+    async def _exec(self, body: dict[str, Any], key: str, deadline: float | None) -> dict[str, Any]:
+        """An exec whose streams are relayed: recorded like a container, so that a successor finds them."""
+        sandbox, container_id, exec_id = self._sandbox, body["id"], body["exec_id"]
+        execs = self._execs(container_id)
+        known = exec_id in execs
+        if not known:
+            execs[exec_id] = {name: body[name] for name in _STREAMS}
+            sandbox.directory.save()
+        try:
+            streams = self._stdio.open(container_id, exec_id, body)
+            return await sandbox.call_agent("task.exec", {**body, **streams}, key, deadline)
+        except Exception:
+            if not known and sandbox.state is State.READY:
+                await self._forget_exec(container_id, exec_id)
+            raise
+
+    def _execs(self, container_id: str) -> dict[str, Any]:
+        """The execs of a container in the record. Raises :class:`NotFound`."""
+        facts = self._sandbox.record.containers.get(container_id)
+        if facts is None:
+            raise NotFound(f"container {container_id} does not exist", container=container_id)
+        execs: dict[str, Any] = facts.setdefault("execs", {})
+        return execs
+
+    async def _forget_exec(self, container_id: str, exec_id: str) -> None:
+        """Strike an exec out; harmless when it is not recorded (whose streams are not relayed never is)."""
+        self._stdio.close(container_id, exec_id)
+        facts = self._sandbox.record.containers.get(container_id, {})
+        if facts.get("execs", {}).pop(exec_id, None) is not None:
+            self._sandbox.directory.save()
+
     async def _forget(self, container_id: str) -> None:
         """Strike a container out, with what was lent to it, and its cgroup if the engine left it behind."""
         sandbox = self._sandbox
+        self._stdio.close_container(container_id)
         facts = sandbox.record.containers.pop(container_id, None)
         if facts is None:
             return
@@ -104,9 +152,50 @@ class Tasks:
             sandbox.directory.released("cgroup", path)
         sandbox.directory.save()
 
+    # -- standard streams ----------------------------------------------------------------------------------------------
+
+    @property
+    def _relays(self) -> bool:
+        """Whether the standard streams go through this worker."""
+        return not self._sandbox.backend.shares_host_files
+
+    def restore(self) -> None:
+        """Go on with the streams that a predecessor has relayed; harmless to repeat, and before there is a record."""
+        record = self._sandbox.directory.record
+        if record is None or not self._relays:
+            return
+        for container_id, facts in record.containers.items():
+            self._stdio.restore(container_id, "", facts)
+            for exec_id, paths in facts.get("execs", {}).items():
+                self._stdio.restore(container_id, exec_id, paths)
+        if self._is_over():
+            self._stdio.machine_ended()
+
+    def close(self) -> None:
+        """The sandbox is gone: nothing is relayed any more."""
+        self._stdio.close_all()
+
+    def _recorded(self, container_id: str, exec_id: str) -> dict[str, Any]:
+        facts: dict[str, Any] = self._sandbox.record.containers.get(container_id, {})
+        return facts.get("execs", {}).get(exec_id, {}) if exec_id else facts
+
+    def _streams_of(self, container_id: str, exec_id: str) -> dict[str, Any]:
+        """What the caller gave as streams, where the agent knows only that they are streams."""
+        facts = self._recorded(container_id, exec_id)
+        return {name: facts[name] for name in _STREAMS if name in facts}
+
+    def _close_stdin(self, container_id: str, exec_id: str) -> bool:
+        facts = self._recorded(container_id, exec_id)
+        if self._relays and facts and not facts.get("stdin_closed"):
+            facts["stdin_closed"] = True
+            self._sandbox.directory.save()
+        return self._stdio.close_stdin(container_id, exec_id)
+
     # -- what the agent tells ------------------------------------------------------------------------------------------
 
     def _on_agent(self, agent: AgentClient) -> None:
+        self.restore()
+        self._stdio.connected(agent)
         agent.on_event = lambda seq, topic, body: self._on_agent_event(agent, seq, topic, body)
 
     def _on_agent_event(self, agent: AgentClient, seq: int, topic: str, body: dict[str, Any]) -> None:
@@ -123,6 +212,8 @@ class Tasks:
     def _on_ended(self, ended: Ended) -> None:
         """The machine is gone: every container in it that had not ended has ended now."""
         now = time.time_ns()
+        self.restore()
+        self._stdio.machine_ended()
         for container_id, facts in self._sandbox.record.containers.items():
             if "exited_at" in facts:
                 continue
@@ -168,12 +259,16 @@ class Tasks:
             case "task.wait":
                 return end
             case "task.delete":
-                if not exec_id:
+                if exec_id:
+                    self._stdio.close(container_id, exec_id)
+                    facts.get("execs", {}).pop(exec_id, None)
+                else:
+                    self._stdio.close_container(container_id)
                     self._sandbox.record.containers.pop(container_id)
-                    self._sandbox.directory.save()
+                self._sandbox.directory.save()
                 return {"pid": facts["pid"], **end}
             case "task.state":
-                shown = {name: facts[name] for name in ("bundle", "stdin", "stdout", "stderr", "terminal")}
+                shown = {name: facts[name] for name in ("bundle", *_STREAMS)} | self._streams_of(container_id, exec_id)
                 return {
                     "id": container_id,
                     "exec_id": exec_id,

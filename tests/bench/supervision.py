@@ -50,6 +50,7 @@ def _supervisord(directory: str) -> Iterator[Config]:
     toml.write_text(
         f'state_dir = "{directory}/s"\nlog_dir = "{directory}/l"\ncache_dir = "{directory}/c"\n'
         f'[supervisor]\nsocket = "{directory}/s/sup.sock"\nzygote = "{directory}/s/zyg.sock"\n'
+        f'keeper = "{directory}/s/keep.sock"\n'
     )
     config = load(str(toml))
     render.prepare(config)

@@ -49,7 +49,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     stack = getattr(item, "funcargs", {}).get("stack")
     if report.failed and isinstance(stack, Stack):
         node = getattr(item, "funcargs", {}).get("node")
-        names = ["gateway.log", "containerd.log", "zygote.log"]
+        names = ["gateway.log", "containerd.log", "zygote.log", "keeper.log"]
         pods = node.pods if isinstance(node, Node) else []
         names += [
             f"sandboxes/{name}"

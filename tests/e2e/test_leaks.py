@@ -38,7 +38,9 @@ def test_a_hundred_pods_leave_nothing(node: Node) -> None:
 
     for count in range(5):  # what is made once and kept
         turn(count)
-    programs = {name: node.stack.pid(name) for name in ("gateway", "zygote")} | {"supervisord": supervisord(node)}
+    programs = {name: node.stack.pid(name) for name in ("gateway", "zygote", "keeper")} | {
+        "supervisord": supervisord(node)
+    }
     before = {name: descriptors(pid) for name, pid in programs.items()}
     things = leftovers.present(node.stack)
     for count in range(5, PODS):
@@ -49,13 +51,13 @@ def test_a_hundred_pods_leave_nothing(node: Node) -> None:
         until=lambda grown: max(grown.values()) <= 1,
     )
     eventually(lambda: sorted(leftovers.present(node.stack) - things), "nothing is left", until=lambda left: not left)
-    assert {name: node.stack.pid(name) for name in ("gateway", "zygote")}.items() <= programs.items()
+    assert {name: node.stack.pid(name) for name in ("gateway", "zygote", "keeper")}.items() <= programs.items()
     assert threads(programs["gateway"]) < 50
 
 
 @pytest.mark.needs(OURS)
 def test_pods_that_cannot_start_leave_nothing(node: Node) -> None:
-    before = {name: descriptors(node.stack.pid(name)) for name in ("gateway", "zygote")}
+    before = {name: descriptors(node.stack.pid(name)) for name in ("gateway", "zygote", "keeper")}
     for count in range(5):
         with pytest.raises(CriError):
             node.pod(f"bad-{count}", sysctls={"kernel.no_such_key": "1"})

@@ -17,8 +17,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "agent": {"core"},
     "backends": {"core", "agent.client", "agent.kernel", "agent.mounts"},
     "supervisor": {"core", "workers.main", "agent.main"},
-    "workers": {"core", "bus", "backends", "agent.client", "supervisor.zygote_client"},
-    "gateway": {"core", "api", "bus", "supervisor.client"},
+    "workers": {
+        "core",
+        "bus",
+        "backends",
+        "agent.client",
+        "agent.protocol",
+        "supervisor.zygote_client",
+        "supervisor.keeper_client",
+    },
+    "gateway": {"core", "api", "bus", "supervisor.client", "supervisor.keeper_client"},
     "cli": {"core", "api", "supervisor.client"},
 }
 # Leaves may not even import other packages from PyPI than these.

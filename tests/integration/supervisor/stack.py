@@ -158,6 +158,7 @@ class Stack:
             f'state_dir = "{directory}/s"\nlog_dir = "{directory}/l"\nlog_level = "debug"\n'
             f"[supervisor]\nlog_max_bytes = {LOG_BYTES}\n"
             f'socket = "{directory}/s/sup.sock"\nzygote = "{directory}/s/zyg.sock"\n'
+            f'keeper = "{directory}/s/keep.sock"\n'
         )
         self.config: Config = load(toml)
         render.prepare(self.config)
@@ -170,6 +171,8 @@ class Stack:
         ):
             assert ours in text
             text = text.replace(ours, theirs)
+        # lives on when supervisord is killed, which is tested on its own (test_keeper.py)
+        text = re.sub(r"(?s)\[program:keeper\].*?(?=\[program:gateway\])", "", text)
         if not zygote:
             text = re.sub(r"(?s)\[program:zygote\].*?(?=\[program:gateway\])", "", text)
         self.conf = f"{directory}/supervisord.conf"

@@ -20,6 +20,8 @@ import msgpack
 
 from kuasar.bus.messages import Hello
 from kuasar.bus.router import BusRouter
+from kuasar.core.errors import Unavailable
+from kuasar.supervisor.keeper_client import Keeper
 
 T = TypeVar("T")
 SECONDS = 20.0
@@ -45,6 +47,7 @@ class Rig:
         self.config = root / "kuasar.toml"
         self.directory = root / "state" / "sandboxes" / self.sandbox
         self.log = root / "worker.log"
+        self.worker_module = "kuasar.workers.main"
         self.hellos: asyncio.Queue[Hello] = asyncio.Queue()
         self.events: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
         self._keys = 0
@@ -54,6 +57,7 @@ class Rig:
         self.config.write_text(
             f'state_dir = "{root}/state"\nlog_dir = "{root}/log"\ncache_dir = "{root}/cache"\nlog_level = "debug"\n'
             f'[gateway]\nsocket = "{root}/g"\n[supervisor]\nsocket = "{root}/s"\nzygote = "{root}/z"\n'
+            f'keeper = "{root}/k"\n'
             '[engines.runc]\n[engines.wasmtime]\n[engines.broken]\nkind = "runc"\nbinary = "/nonexistent/runc"\n'
         )
         self.router = BusRouter(f"ipc://{root}/state/bus.sock")
@@ -74,9 +78,17 @@ class Rig:
         await self.until((self.root / "z").exists)
         return process
 
+    async def start_keeper(self) -> subprocess.Popen[bytes]:
+        """A keeper that answers."""
+        process = self._start("-m", "kuasar.supervisor.keeper", "--config", str(self.config))
+        keeper = Keeper(f"{self.root}/k")
+        await self.until(lambda: _answers(keeper))
+        keeper.close()
+        return process
+
     async def start_worker(self) -> tuple[subprocess.Popen[bytes], Hello]:
         """A worker that has greeted."""
-        process = self._start("-m", "kuasar.workers.main", "--config", str(self.config), "--sandbox", self.sandbox)
+        process = self._start("-m", self.worker_module, "--config", str(self.config), "--sandbox", self.sandbox)
         return process, await asyncio.wait_for(self.hellos.get(), SECONDS)
 
     async def until(self, condition: Any) -> None:
@@ -175,6 +187,14 @@ class Rig:
             for path in Path("/sys/fs/cgroup").glob(pattern):
                 if path.is_dir():
                     path.rmdir()
+
+
+def _answers(keeper: Keeper) -> bool:
+    try:
+        keeper.list("")
+    except Unavailable:
+        return False
+    return True
 
 
 @asynccontextmanager

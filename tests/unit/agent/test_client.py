@@ -11,11 +11,11 @@ import pytest
 
 from kuasar.agent.channel import MAX_BUFFERED_BYTES, Channel
 from kuasar.agent.client import AgentClient
-from kuasar.agent.protocol import Ack, Event, Frame, FrameReader, Hello, Reply, Request, encode
+from kuasar.agent.protocol import VERSION, Ack, Event, Frame, FrameReader, Hello, Reply, Request, encode
 from kuasar.core.aio import Loop
 from kuasar.core.errors import DeadlineExceeded, InvalidArgument, NotFound, Unavailable
 
-HELLO = Hello(1, "abc", 7, "oci", ["exec"], [])
+HELLO = Hello(VERSION, "abc", 7, "oci", ["exec"], [])
 
 
 class Peer:
