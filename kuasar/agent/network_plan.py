@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from kuasar.agent.requests import Body
 
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
-_NAME = re.compile(r"[^\s/:\0]{1,15}")
+_NAME = re.compile(r"[^\s/:\0]+")
+_NAME_BYTES = 15
 _MTU = range(68, 65536)
 _FOREVER = 0xFFFFFFFF
 _ADDRESS_FLAGS = 0x200  # IFA_F_NOPREFIXROUTE
@@ -107,7 +108,8 @@ def parse_ip(body: Body, field: str, text: str) -> tuple[socket.AddressFamily, b
 
 def _interface(body: Body) -> Interface:
     name = body.text("name")
-    if not _NAME.fullmatch(name) or name in ("lo", ".", ".."):
+    fits = len(name.encode(errors="surrogatepass")) <= _NAME_BYTES
+    if not fits or not _NAME.fullmatch(name) or name in ("lo", ".", ".."):
         raise body.error("name", f"{name!r:.80} is no name for an interface")
     mtu = _number(body, "mtu", _MTU)
     return Interface(name, _mac(body), mtu, tuple(map(_address, body.maps("addresses"))))

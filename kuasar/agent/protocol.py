@@ -19,8 +19,9 @@ MAX_DATA_BYTES = 64 * 1024
 """What one data frame carries at most."""
 WINDOW_BYTES = 256 * 1024
 """How far a sender may be ahead of what its receiver has passed on, and how much it keeps itself."""
-LAST_BYTES = WINDOW_BYTES + 64 * 1024
-"""How much of a dead process (a full ring and a full pipe) may go beyond the limit of its stream."""
+LAST_BYTES = WINDOW_BYTES + 64 * 1024 + 1
+"""How much of a dead process may go beyond the limit of its stream: a full ring, a full pipe, and the one byte that has
+to be asked for to see that there is none."""
 _HEADER = 4
 _DATA_KEY = b"\xa4data\xc6"  # the string "data", and the head of binary data with four bytes of length
 

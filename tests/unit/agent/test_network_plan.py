@@ -71,6 +71,7 @@ def test_an_empty_plan() -> None:
         (("interfaces", 0, "name"), "lo", "interfaces[0].name"),
         (("interfaces", 0, "name"), "a/b", "interfaces[0].name"),
         (("interfaces", 0, "name"), "sixteen-letters-", "interfaces[0].name"),
+        (("interfaces", 0, "name"), "eighty-ümläüt", "interfaces[0].name"),
         (("interfaces", 0, "name"), "net1", "interfaces[1].name"),
         (("interfaces", 0, "mac"), "02:00:00:00:00", "interfaces[0].mac"),
         (("interfaces", 0, "mac"), "02:00:00:00:00:ac", "interfaces[1].mac"),

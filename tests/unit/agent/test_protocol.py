@@ -10,7 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kuasar.agent import protocol
-from kuasar.agent.protocol import Ack, Event, Frame, FrameReader, Hello, MalformedFrame, Reply, Request, decode, encode
+from kuasar.agent.protocol import (
+    MAX_DATA_BYTES,
+    Ack,
+    Data,
+    Event,
+    Frame,
+    FrameReader,
+    Hello,
+    MalformedFrame,
+    Reply,
+    Request,
+    Window,
+    decode,
+    encode,
+    encode_data,
+)
 
 NUMBERS = st.integers(min_value=0, max_value=2**63 - 1)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -27,6 +42,8 @@ FRAMES: st.SearchStrategy[Frame] = st.one_of(
     st.builds(lambda n, error: Reply(n, error=error), NUMBERS, BODIES),
     st.builds(Event, NUMBERS, TEXT, BODIES),
     st.builds(Ack, STRINGS, NUMBERS),
+    st.builds(Data, TEXT, NUMBERS, st.binary(max_size=300), st.booleans()),
+    st.builds(Window, TEXT, NUMBERS, NUMBERS),
 )
 
 
@@ -86,6 +103,38 @@ REQUEST: dict[str, Any] = {"k": "request", "n": 1, "key": "", "op": "info", "bod
 def test_what_is_wrong_with_a_request_is_named(change: dict[str, Any], words: str) -> None:
     with pytest.raises(MalformedFrame, match=words):
         decode(msgpack.packb(REQUEST | change))
+
+
+DATA: dict[str, Any] = {"k": "data", "stream": "c//stdout", "offset": 0, "data": b"x", "end": False}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"stream": 7}, "stream is missing or wrong: int"),
+        ({"offset": -1}, "offset is negative"),
+        ({"data": "text"}, "data is missing or wrong: str"),
+        ({"data": None}, "data is missing or wrong: NoneType"),
+        ({"data": bytes(MAX_DATA_BYTES + 1)}, "65537 bytes, at most 65536"),
+        ({"end": 1}, "end is missing or wrong: int"),
+        ({"k": "window"}, "taken is missing"),
+    ],
+)
+def test_what_is_wrong_with_data_is_named(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(MalformedFrame, match=words):
+        decode(msgpack.packb(DATA | change))
+
+
+def test_the_bytes_of_a_data_frame_are_not_copied() -> None:
+    data = memoryview(bytes(MAX_DATA_BYTES))
+    head, body = encode_data(Data("c//stdout", 2**40, data, True))
+    assert body is data
+    assert decode(head[4:] + body) == Data("c//stdout", 2**40, bytes(data), True)
+
+
+def test_too_much_data_is_not_encoded() -> None:
+    with pytest.raises(MalformedFrame, match="at most 65536"):
+        encode(Data("c//stdout", 0, bytes(MAX_DATA_BYTES + 1)))
 
 
 @pytest.mark.parametrize("parts", [{}, {"body": {}, "error": {}}])
