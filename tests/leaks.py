@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ _KEPT_THREADS = ("grpc", "event_engine", "timer_manager", "resolver-execut", "de
 _OTHERS = ("/containerd", "/k8s.io", "/kuasar-dev", "/.kuasar/", "/docker", "/kubepods", "/system.slice", "/user.slice")
 
 # Parents that the product and the agent's tests make once and keep, empty, for all sandboxes.
-_KEPT_CGROUPS = ("kuasar", "kuasar-agent-test")
+_KEPT_CGROUPS = re.compile(r"/kuasar(-agent-test-\d+)?$")
 
 
 @dataclass
@@ -142,7 +143,7 @@ def _mounts() -> Iterator[str]:
 
 def _cgroups() -> Iterator[str]:
     for directory, _, _ in os.walk("/sys/fs/cgroup"):
-        if not _is_of_others(directory) and os.path.basename(directory) not in _KEPT_CGROUPS:
+        if not _is_of_others(directory) and not _KEPT_CGROUPS.search(directory):
             yield directory
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kuasar.core import cgroup
-from tests.integration.agent.harness import Agent, running_agent
+from tests.integration.agent.harness import CGROUPS, Agent, running_agent
 
 if os.geteuid() != 0 or shutil.which("runc") is None:
     pytest.skip("needs root and runc", allow_module_level=True)
@@ -32,12 +32,12 @@ def no_leaks() -> Iterator[None]:
     """No mount, cgroup or descriptor of this process may be left over."""
     mounts, fds = _mounts(), _descriptors()
     yield
-    left = [path for root in cgroup.current().roots() for path in Path(root, "kuasar-agent-test").glob("*")]
+    left = [path for root in cgroup.current().roots() for path in Path(root, CGROUPS).glob("*")]
     left = [path for path in left if path.is_dir()]
     assert not left, f"cgroups left: {left}"
     for root in cgroup.current().roots():
         with suppress(OSError):
-            Path(root, "kuasar-agent-test").rmdir()
+            Path(root, CGROUPS).rmdir()
     assert _mounts() == mounts
     assert _descriptors() == fds
 

@@ -20,6 +20,8 @@ from kuasar.agent.client import AgentClient
 from kuasar.core import cgroup
 from kuasar.core.aio import Loop
 
+CGROUPS = f"kuasar-agent-test-{os.getpid()}"
+"""Parent of all cgroups of a test session: several sessions may run on a machine."""
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWPID = 0x00020000, 0x04000000, 0x08000000, 0x20000000
 POD = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID
 SECONDS = 20.0
@@ -35,7 +37,7 @@ class Agent:
         self.name = name
         self.directory = base / "sandbox"
         self.directory.mkdir()
-        self.cgroup = f"/kuasar-agent-test/{name}"
+        self.cgroup = f"/{CGROUPS}/{name}"
         self.loop = Loop()
         self.client: AgentClient | None = None
         self.log = base / "agent.log"
@@ -156,7 +158,7 @@ class Agent:
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
                 {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance"]},
             ],
-            "linux": {"cgroupsPath": f"/kuasar-agent-test/{self.name}-{name}", "namespaces": namespaces},
+            "linux": {"cgroupsPath": f"/{CGROUPS}/{self.name}-{name}", "namespaces": namespaces},
         }
         spec["linux"] |= changes.pop("linux", {})
         spec["process"] |= changes.pop("process", {})
@@ -212,8 +214,8 @@ class Agent:
         await self.loop.wait_readable(self.pidfd)
         self.loop.remove_reader(self.pidfd)
         root = cgroup.current().roots()[0]
-        for path in Path(root, "kuasar-agent-test").glob(f"{self.name}*"):
-            await cgroup.destroy(self.loop, f"/kuasar-agent-test/{path.name}")
+        for path in Path(root, CGROUPS).glob(f"{self.name}*"):
+            await cgroup.destroy(self.loop, f"/{CGROUPS}/{path.name}")
 
 
 def make_image(where: Path) -> None:

@@ -13,6 +13,7 @@ from kuasar.core import cgroup
 from kuasar.core.aio import Loop
 from kuasar.core.errors import InvalidArgument, NotFound
 from kuasar.core.spawn import Children
+from tests.integration.agent.harness import CGROUPS
 
 SLEEP = ["/usr/bin/busybox", "sleep", "100"]
 
@@ -23,7 +24,7 @@ class Rig:
     def __init__(self) -> None:
         self.loop = Loop()
         self.children = Children(self.loop)
-        self.path = f"/kuasar-agent-test/{uuid.uuid4().hex[:8]}"
+        self.path = f"/{CGROUPS}/{uuid.uuid4().hex[:8]}"
 
     def sleeper(self, path: str) -> int:
         pid, _ = self.children.spawn(SLEEP)
@@ -80,7 +81,7 @@ def test_frozen_processes_stand_still(rig: Rig) -> None:
 
 def test_nobody_enters_what_does_not_exist(rig: Rig) -> None:
     with pytest.raises(NotFound, match="does not exist"):
-        cgroup.enter("/kuasar-agent-test/nothing", os.getpid())
+        cgroup.enter(f"/{CGROUPS}/nothing", os.getpid())
     with pytest.raises(NotFound, match="gone"):
         cgroup.enter(rig.path, 2**22 - 1)
 
