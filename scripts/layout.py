@@ -13,8 +13,13 @@ import string
 import sys
 from dataclasses import dataclass
 
+from kuasar.core.config import Config
+
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CONTAINERD_BIN = f"{CHECKOUT}/.kuasar/containerd/usr/bin"
+GUEST_IMAGE = f"{CHECKOUT}/.kuasar/guest/image"
+MACHINE_CACHE = f"{CHECKOUT}/.kuasar/qemu"
+"""Templates of machines, for all stacks of this checkout."""
 _DROP_IN_ADDRESS = '"/run/kuasar/gateway.sock"'
 
 
@@ -158,7 +163,18 @@ socket = {json.dumps(layout.run + "/supervisor.sock")}
 zygote = {json.dumps(layout.run + "/zygote.sock")}
 keeper = {json.dumps(layout.run + "/keeper.sock")}
 
-{layout.settings}"""
+{layout.settings or default_settings()}"""
+
+
+def default_settings() -> str:
+    """All engines and sandboxers of the product's defaults, with what this checkout has built."""
+    defaults = Config()
+    tables = [f"[sandboxers.{name}]\nengine = {json.dumps(each.engine)}" for name, each in defaults.sandboxers.items()]
+    for name, engine in defaults.engines.items():
+        tables.append(f"[engines.{name}]\nkind = {json.dumps(engine.kind)}")
+        if engine.kind == "qemu":
+            tables.append(f"image = {json.dumps(GUEST_IMAGE)}\ncache_dir = {json.dumps(MACHINE_CACHE)}")
+    return "\n".join(tables) + "\n"
 
 
 def _containerd(layout: Layout) -> str:

@@ -30,7 +30,7 @@ from kuasar.cli.cri import CriClient, CriError
 from kuasar.cli.images import PAUSE, Image, busybox_image, pause_image, write_archive
 from kuasar.core.config import load
 from scripts import leftovers
-from scripts.layout import CHECKOUT, CONTAINERD_BIN, Layout, render, search_path
+from scripts.layout import CHECKOUT, CONTAINERD_BIN, GUEST_IMAGE, Layout, render, search_path
 from scripts.leftovers import Before, Leftover
 
 START_SECONDS = 60.0
@@ -74,9 +74,25 @@ class Stack:
             self._run("-m", "kuasar.supervisor.render", "--config", self.layout.config)
             self._run("-m", "supervisor.supervisord", "-c", self.layout.supervisord_conf)
         self.wait_ready()
+        self._make_template()
         if not self.layout.foreign_containerd:
             for image in (busybox_image(), pause_image()):
                 self.add_image(image)
+
+    def _make_template(self) -> None:
+        """What the first machines would do in the background, so that they, too, start as clones."""
+        if not os.path.exists(f"{GUEST_IMAGE}/image.json"):
+            self._say("no guest image: pods in virtual machines are not possible (make guest)")
+            return
+        self._say("the template of virtual machines")
+        done = subprocess.run(
+            [sys.executable, "-m", "kuasar.backends.qemu.maker", "--config", self.layout.config],
+            env={"PATH": search_path(), "LANG": "C.UTF-8"},
+            cwd=CHECKOUT,
+            stdin=subprocess.DEVNULL,
+        )
+        if done.returncode:
+            raise StackError("the template of virtual machines could not be made: see above")
 
     def wait_ready(self, seconds: float = START_SECONDS) -> None:
         """Wait until the gateway listens and containerd says that runtime and network are ready. Raises StackError."""
@@ -85,7 +101,7 @@ class Stack:
         self._wait_listening("containerd", self.layout.containerd_socket, deadline)
         with CriClient(self.layout.containerd_socket, timeout=5) as cri:
             self._wait_until(lambda: not _not_ready(cri), deadline, lambda: f"containerd: {_not_ready(cri)}")
-            missing = {"kuasar-runc", "kuasar-wasmtime"} - {
+            missing = {"kuasar-qemu", "kuasar-runc", "kuasar-wasmtime"} - {
                 handler.name for handler in cri.runtime_status().runtime_handlers
             }
         if missing:

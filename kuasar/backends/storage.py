@@ -38,6 +38,8 @@ _MEMORY_TYPES = ("tmpfs", "hugetlbfs")
 _SAME_DEVICES = frozenset(
     {(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (1, 11), (5, 0), (5, 1), (5, 2), (10, 200), (10, 229)}
 )
+_GUEST_OCI_VERSION = "1.0.2"
+"""The guest's runtime refuses versions that it does not know, though what is newer in them is optional."""
 _JOINED = ("network", "ipc", "uts", "pid", "cgroup")
 
 
@@ -112,7 +114,7 @@ def _for_the_guest(container_id: str, spec: dict[str, Any]) -> dict[str, Any]:
         if not (isinstance(each, dict) and each.get("path") and each.get("type") in _JOINED)
     ]
     linux["cgroupsPath"] = f"/kuasar/{container_id}"
-    adapted = {**spec, "process": process, "linux": linux}
+    adapted = {**spec, "ociVersion": _GUEST_OCI_VERSION, "process": process, "linux": linux}
     if not any(each.get("type") == "uts" for each in linux["namespaces"] if isinstance(each, dict)):
         adapted.pop("hostname", None)
         adapted.pop("domainname", None)

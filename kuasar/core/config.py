@@ -128,12 +128,13 @@ class Config:
     supervisor: Supervisor = Supervisor()
     sandboxers: dict[str, Sandboxer] = field(
         default_factory=lambda: {
+            "kuasar-qemu": Sandboxer(engine="qemu"),
             "kuasar-runc": Sandboxer(engine="runc"),
             "kuasar-wasmtime": Sandboxer(engine="wasmtime"),
         }
     )
     engines: dict[str, Engine] = field(
-        default_factory=lambda: {"runc": Engine(kind="runc"), "wasmtime": Engine(kind="wasmtime")}
+        default_factory=lambda: {kind: Engine(kind=kind) for kind in ("qemu", "runc", "wasmtime")}
     )
     path: str = ""
     """The file this came from; empty for the defaults. Set by :func:`load`, not a key."""

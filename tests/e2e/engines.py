@@ -27,6 +27,7 @@ DEVICES = "devices"
 BOUNDED_DRAIN = "bounded-drain"  # an exec ends with its process, though a grandchild keeps its output open
 BIDIRECTIONAL = "bidirectional"  # mount propagation from the container to the host
 WASM = "wasm"
+OWN_KERNEL = "own-kernel"  # a pod is a machine
 OURS = "ours"  # goes through our gateway, workers and supervisord
 
 BUSYBOX = images.BUSYBOX
@@ -127,12 +128,14 @@ class Engine:
 
 _LINUX = frozenset({SHARED_KERNEL, SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, HOST_NETWORK, HOST_PID, SHARED_PID, DEVICES})
 _WASM = frozenset({SHARED_KERNEL, WASM, PAUSE, UPDATE, STATS, HOST_NETWORK})
+_MACHINE = frozenset({SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, SHARED_PID, OWN_KERNEL})
 
 ENGINES = {
     engine.handler: engine
     for engine in (
         Engine("kuasar-runc", BUSYBOX, LinuxPrograms(), _LINUX | {OURS, BOUNDED_DRAIN}),
         Engine("kuasar-wasmtime", WASM_MODULES, WasmPrograms(), _WASM | {OURS}),
+        Engine("kuasar-qemu", BUSYBOX, LinuxPrograms(), _MACHINE | {OURS, BOUNDED_DRAIN}),
         # containerd's own shim: what the tests are proved against, and compared with
         Engine("runc", BUSYBOX, LinuxPrograms(), _LINUX | {BIDIRECTIONAL}),
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kuasar.core.config import load
-from scripts.layout import CHECKOUT, Layout
+from scripts.layout import CHECKOUT, Layout, default_settings
 from scripts.leftovers import Leftover
 from scripts.stack import Stack
 from tests.e2e.images import wasm_modules
@@ -24,17 +24,9 @@ KEPT_LOGS = f"{CHECKOUT}/.kuasar/e2e-logs"
 BROKEN = "kuasar-broken"
 """A sandboxer whose runtime binary does not exist."""
 
-SETTINGS = f"""
-[sandboxers.kuasar-runc]
-engine = "runc"
-[sandboxers.kuasar-wasmtime]
-engine = "wasmtime"
+SETTINGS = f"""{default_settings()}
 [sandboxers.{BROKEN}]
 engine = "broken"
-[engines.runc]
-kind = "runc"
-[engines.wasmtime]
-kind = "wasmtime"
 [engines.broken]
 kind = "runc"
 binary = "/no/such/runtime"
