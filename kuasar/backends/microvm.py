@@ -158,7 +158,7 @@ class MicroVm(Backend):
     def _storage_of(self) -> Storage:
         if self._storage is None:
             share = self._make_share() if self.host.machine.get("shared_fs") == "virtiofs" else None
-            self._storage = Storage(share, self)
+            self._storage = Storage(self.host.directory, share, self)
         return self._storage
 
     async def connect_agent(self, deadline: float | None) -> AgentClient:

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 from kuasar.backends.base import Lent
 from kuasar.backends.share import Share, mounts_of_host, require_shareable
 from kuasar.core import log
-from kuasar.core.errors import InvalidArgument, KuasarError, Unimplemented
+from kuasar.core.errors import InvalidArgument, KuasarError, Unimplemented, wrap
 
 DISK_TYPES = frozenset({"erofs", "ext4", "xfs", "squashfs"})
 _VIRTUAL_TYPES = frozenset({"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "devtmpfs", "hugetlbfs"})
@@ -40,6 +40,7 @@ _SAME_DEVICES = frozenset(
 )
 _GUEST_OCI_VERSION = "1.0.2"
 """The guest's runtime refuses versions that it does not know, though what is newer in them is optional."""
+_NODE = "block:"
 _JOINED = ("network", "ipc", "uts", "pid", "cgroup")
 
 
@@ -62,7 +63,7 @@ class Plan:
     binds: list[tuple[str, str, bool, bool]] = field(default_factory=list)
     """(source, name below the share, read-only, follow later mounts)."""
     disks: list[tuple[str, str, bool]] = field(default_factory=list)
-    """(serial, path, read-only)."""
+    """(serial, path or ``block:<major>:<minor>``, read-only)."""
 
 
 def plan(
@@ -222,9 +223,10 @@ def _plan_device(made: Plan, container_id: str, index: int, device: dict[str, An
     field_name = f"linux.devices[{index}]"
     number = (device.get("major"), device.get("minor"))
     if device.get("type") == "b":
-        path = f"/dev/block/{number[0]}:{number[1]}"
+        if not all(type(part) is int and part >= 0 for part in number):
+            raise InvalidArgument(f"{field_name}: major and minor are needed", field=field_name)
         serial = _serial(container_id, str(device.get("path")))
-        made.disks.append((serial, _require_disk(path, field_name), _is_read_only(made.spec, number)))
+        made.disks.append((serial, f"{_NODE}{number[0]}:{number[1]}", _is_read_only(made.spec, number)))
         return {**device, "kuasarDisk": serial}
     if device.get("type") in ("c", "u") and number not in _SAME_DEVICES:
         raise Unimplemented(
@@ -247,7 +249,8 @@ def _is_read_only(spec: dict[str, Any], number: tuple[Any, Any]) -> bool:
 class Storage:
     """Does what plans say. ``share`` is None for a machine that shares no directory with its host."""
 
-    def __init__(self, share: Share | None, disks: Disks) -> None:
+    def __init__(self, directory: str, share: Share | None, disks: Disks) -> None:
+        self._directory = directory
         self._share = share
         self._disks = disks
 
@@ -267,7 +270,7 @@ class Storage:
             self._fill_share(container_id, planned, rootfs)
             for serial, path, read_only in planned.disks:
                 attached.append(serial)
-                await self._disks.attach_disk(serial, path, read_only, deadline)
+                await self._attach(serial, path, read_only, deadline)
         except BaseException:
             try:
                 await self.take_back(container_id, attached)
@@ -275,6 +278,22 @@ class Storage:
                 log.error("what was lent cannot be taken back", container=container_id, error=exc)
             raise
         return Lent(planned.spec, planned.rootfs), attached
+
+    async def _attach(self, serial: str, path: str, read_only: bool, deadline: float | None) -> None:
+        if not path.startswith(_NODE):
+            await self._disks.attach_disk(serial, path, read_only, deadline)
+            return
+        # The device is known by its number alone; its node elsewhere may have another name or not be there.
+        major, minor = map(int, path.removeprefix(_NODE).split(":"))
+        node = f"{self._directory}/{serial}"
+        try:
+            os.mknod(node, stat.S_IFBLK | 0o600, os.makedev(major, minor))
+            await self._disks.attach_disk(serial, node, read_only, deadline)
+        except OSError as exc:
+            raise wrap(exc, f"block device {major}:{minor}") from exc
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(node)
 
     def _fill_share(self, container_id: str, planned: Plan, rootfs: list[Any]) -> None:
         by_share = bool(planned.rootfs) and planned.rootfs[0].get("type") == "bind"

@@ -1,0 +1,115 @@
+"""Templates on disk: found whole or not at all, sparse, and set aside when they are not what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from kuasar.backends.qemu.template import Description, Templates, data_of, digest_of_data, write_sparse
+
+PAGE = 4096
+SIZE = 64 * PAGE
+KEY = "k" * 24
+
+
+@pytest.fixture
+def templates(tmp_path: Path) -> Templates:
+    """Of a node."""
+    return Templates(str(tmp_path / "templates"), str(tmp_path / "verified"))
+
+
+def memory(*pages: int) -> int:
+    """A memory file with something on the given pages; some others were touched and are zero again."""
+    fd = os.memfd_create("test")
+    os.ftruncate(fd, SIZE)
+    for page in (*pages, 40):
+        os.pwrite(fd, bytes([page % 255 + 1]) * PAGE, page * PAGE)
+    os.pwrite(fd, bytes(PAGE), 40 * PAGE)
+    return fd
+
+
+def make(templates: Templates) -> None:
+    directory = templates.new_directory(KEY)
+    source = memory(0, 1, 7, 63)
+    written = write_sparse(source, f"{directory}/memory")
+    os.close(source)
+    Path(directory, "state").write_bytes(b"state")
+    description = Description(
+        key=KEY,
+        memory_bytes=SIZE,
+        data_bytes=written,
+        memory_sha256=digest_of_data(f"{directory}/memory"),
+        state_sha256=hashlib.sha256(b"state").hexdigest(),
+        boot_seconds=1.5,
+        created_at=1,
+    )
+    templates.publish(directory, description)
+
+
+def test_what_is_zero_is_a_hole_and_a_copy_is_equal(templates: Templates) -> None:
+    make(templates)
+    template = templates.find(KEY)
+    assert template is not None
+    assert template.description.data_bytes == 4 * PAGE
+    source, copy = memory(0, 1, 7, 63), template.copy_memory()
+    try:
+        assert os.pread(copy, SIZE, 0) == os.pread(source, SIZE, 0)
+        assert os.fstat(copy).st_blocks * 512 < SIZE / 2
+        assert sum(end - start for start, end in data_of(copy)) <= 5 * PAGE
+    finally:
+        os.close(source)
+        os.close(copy)
+
+
+def test_a_missing_template_is_none(templates: Templates) -> None:
+    assert templates.find(KEY) is None
+
+
+@pytest.mark.parametrize("file", ["state", "memory", "template.json"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "removed"])
+def test_a_damaged_template_is_set_aside(templates: Templates, file: str, damage: str) -> None:
+    make(templates)
+    path = Path(templates.directory, KEY, file)
+    data = path.read_bytes()
+    if damage == "removed":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(data[:-1])
+    else:
+        path.write_bytes(data[:2] + bytes([data[2] ^ 1]) + data[3:])
+    assert templates.find(KEY) is None
+    if not (file == "template.json" and damage == "removed"):  # that is a directory nobody knows
+        assert (Path(templates.directory) / f"{KEY}.bad").is_dir() or damage == "removed"
+    make(templates)
+    assert templates.find(KEY) is not None
+
+
+def test_the_memory_is_looked_at_again_only_when_the_file_is_another(templates: Templates, tmp_path: Path) -> None:
+    make(templates)
+    assert templates.find(KEY) is not None
+    marks = tmp_path / "verified" / KEY
+    before = marks.stat().st_mtime_ns
+    assert templates.find(KEY) is not None
+    assert marks.stat().st_mtime_ns == before
+
+
+def test_another_format_or_key_is_not_used(templates: Templates) -> None:
+    make(templates)
+    path = Path(templates.directory, KEY, "template.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    assert templates.find(KEY) is None
+
+
+def test_what_was_left_unfinished_long_ago_is_removed(templates: Templates) -> None:
+    old = Path(templates.new_directory(KEY))
+    fresh = old.with_name(f"{KEY}.new-1")
+    fresh.mkdir()
+    os.utime(old, (0, 0))
+    os.rename(old, old.with_name(f"{KEY}.new-2"))
+    templates.new_directory("other")
+    assert fresh.is_dir()
+    assert not old.with_name(f"{KEY}.new-2").exists()

@@ -1,0 +1,49 @@
+"""How large a machine gets: limits plus overhead, whole blocks, floor and ceiling."""
+
+from __future__ import annotations
+
+import pytest
+
+from kuasar.backends.sizes import BLOCK_BYTES, Size, size_for
+from kuasar.core.config import Engine
+from kuasar.workers.pod import PodSpec, wanted_size
+
+MIB = 1 << 20
+SETTINGS = Engine(kind="qemu", memory_mib=128, max_memory_mib=1024, max_vcpus=4)
+BASE = Size(1, 128 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("vcpus", "memory", "size"),
+    [
+        (0, 0, BASE),
+        (1, 64 * MIB, BASE),
+        (2, 129 * MIB, Size(2, 128 * MIB + BLOCK_BYTES)),
+        (3, 384 * MIB, Size(3, 384 * MIB)),
+        (16, 64 * 1024 * MIB, Size(4, 1024 * MIB)),
+    ],
+)
+def test_sizes(vcpus: int, memory: int, size: Size) -> None:
+    assert size_for(vcpus, memory, BASE, SETTINGS) == size
+
+
+def test_a_machine_never_shrinks() -> None:
+    large = Size(4, 1024 * MIB)
+    assert size_for(1, 128 * MIB, large, SETTINGS) == large
+
+
+@pytest.mark.parametrize(
+    ("resources", "overhead", "wanted"),
+    [
+        ({}, {}, (0, 0)),
+        ({}, {"memory_limit_in_bytes": 64 * MIB, "cpu_quota": 25000, "cpu_period": 100000}, (0, 0)),
+        ({"cpu_quota": 150000, "cpu_period": 100000}, {}, (2, 0)),
+        ({"cpu_quota": 100000}, {"cpu_quota": 25000, "cpu_period": 100000}, (2, 0)),
+        ({"memory_limit_in_bytes": 256 * MIB}, {"memory_limit_in_bytes": 64 * MIB}, (0, 320 * MIB)),
+        ({"cpu_quota": -1, "memory_limit_in_bytes": 0}, {}, (0, 0)),
+    ],
+)
+def test_a_pods_limits_and_overhead(
+    resources: dict[str, int], overhead: dict[str, int], wanted: tuple[int, int]
+) -> None:
+    assert wanted_size(PodSpec(resources=resources, overhead=overhead)) == wanted
