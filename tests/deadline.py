@@ -10,10 +10,18 @@ Value = TypeVar("Value")
 INTERVAL = 0.02
 
 
+class Patience:
+    """How many times longer than elsewhere everything may take: emulated machines are slow."""
+
+    factor = 1.0
+
+
 def eventually(
     look: Callable[[], Value], what: str, *, timeout: float = 15.0, until: Callable[[Value], object] = bool
 ) -> Value:
-    """Looks again and again until `until` likes what is seen, and gives it; fails after `timeout` seconds."""
+    """Looks again and again until `until` likes what is seen, and gives it; fails after `timeout` seconds, times the
+    patience."""
+    timeout *= Patience.factor
     deadline = time.monotonic() + timeout
     while True:
         seen = look()

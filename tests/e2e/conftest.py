@@ -10,11 +10,14 @@ import pytest
 
 from kuasar.cli.cri import CriClient
 from scripts.stack import Stack
-from tests.deadline import eventually
+from tests.deadline import Patience, eventually
 from tests.e2e import leftovers
 from tests.e2e.engines import Engine, chosen_engines
 from tests.e2e.harness import Node, Pod
 from tests.e2e.stack import KEPT_LOGS, start_stack, tail
+
+CALL_SECONDS = 20.0
+"""How long a call of CRI may take, times the engine's patience."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -73,7 +76,7 @@ def stack() -> Iterator[Stack]:
 @pytest.fixture(scope="session")
 def cri(stack: Stack) -> Iterator[CriClient]:
     """A CRI client of it."""
-    with CriClient(stack.layout.containerd_socket, timeout=20) as client:
+    with CriClient(stack.layout.containerd_socket, timeout=CALL_SECONDS) as client:
         yield client
 
 
@@ -93,9 +96,12 @@ def clean(stack: Stack) -> Iterator[None]:
 @pytest.fixture
 def node(stack: Stack, cri: CriClient, engine: Engine, clean: None, tmp_path: Path) -> Iterator[Node]:
     """Makes pods for one test."""
+    cri.timeout = CALL_SECONDS * engine.patience
+    Patience.factor = engine.patience
     made = Node(stack, cri, engine, str(tmp_path))
     yield made
     made.close()
+    Patience.factor = 1.0
 
 
 @pytest.fixture

@@ -120,6 +120,10 @@ class Engine:
     image: str
     programs: Programs
     capabilities: frozenset[str]
+    patience: float = 1.0
+    """How many times longer than elsewhere things may take."""
+    pods_in_a_row: int = 100
+    pods_at_once: int = 16
 
     def can(self, capability: str) -> bool:
         """Whether the engine declares `capability`."""
@@ -135,7 +139,7 @@ ENGINES = {
     for engine in (
         Engine("kuasar-runc", BUSYBOX, LinuxPrograms(), _LINUX | {OURS, BOUNDED_DRAIN}),
         Engine("kuasar-wasmtime", WASM_MODULES, WasmPrograms(), _WASM | {OURS}),
-        Engine("kuasar-qemu", BUSYBOX, LinuxPrograms(), _MACHINE | {OURS, BOUNDED_DRAIN}),
+        Engine("kuasar-qemu", BUSYBOX, LinuxPrograms(), _MACHINE | {OURS, BOUNDED_DRAIN}, 8.0, 30, 10),
         # containerd's own shim: what the tests are proved against, and compared with
         Engine("runc", BUSYBOX, LinuxPrograms(), _LINUX | {BIDIRECTIONAL}),
     )

@@ -12,8 +12,6 @@ from tests.e2e import leftovers
 from tests.e2e.engines import OURS
 from tests.e2e.harness import Node
 
-PODS = 100
-
 
 def descriptors(pid: int) -> int:
     """Open descriptors of a process."""
@@ -26,7 +24,7 @@ def threads(pid: int) -> int:
 
 
 @pytest.mark.needs(OURS)
-def test_a_hundred_pods_leave_nothing(node: Node) -> None:
+def test_pods_in_a_row_leave_nothing(node: Node) -> None:
     def turn(count: int) -> None:
         pod = node.pod(f"turn-{count}")
         command, _ = pod.engine.programs.say("here")
@@ -43,7 +41,7 @@ def test_a_hundred_pods_leave_nothing(node: Node) -> None:
     }
     before = {name: descriptors(pid) for name, pid in programs.items()}
     things = leftovers.present(node.stack)
-    for count in range(5, PODS):
+    for count in range(5, node.engine.pods_in_a_row):
         turn(count)
     eventually(
         lambda: {name: descriptors(pid) - before[name] for name, pid in programs.items()},

@@ -59,8 +59,9 @@ def test_pods_are_made_and_removed_at_the_same_time(node: Node) -> None:
         pod.remove()
         return code
 
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(turn, range(16))) == list(range(16))
+    count = node.engine.pods_at_once
+    with ThreadPoolExecutor(count) as pool:
+        assert list(pool.map(turn, range(count))) == list(range(count))
 
 
 @pytest.mark.parametrize("code", [0, 1, 42, 255])
