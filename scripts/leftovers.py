@@ -126,7 +126,12 @@ def processes(layout: Layout) -> dict[int, str]:
 
 
 def _is_ours(layout: Layout, pid: str, title: str) -> bool:
-    if title.startswith("kuasar-") or os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
+    is_machine = os.path.basename(title.partition(" ")[0]).startswith("qemu-system-")
+    if (
+        title.startswith("kuasar-")
+        or is_machine
+        or os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
+    ):
         held = (os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd"))
         return any(_below(path, layout) for path in held)
     program = os.readlink(f"/proc/{pid}/exe")

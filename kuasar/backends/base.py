@@ -15,7 +15,7 @@ verb               allowed in          blocks until / repeating
 ``wait``           after launch/adopt  the machine has ended; any number of times
 ``stop``           any                 the machine is dead; stopping what is gone succeeds
 ``release``        stopped             everything it had acquired is freed; harmless to repeat
-``metrics``        ready               at once
+``resize``         ready               the machine has what it was given; asking for less is harmless
 =================  ==================  =====================================================================
 
 All raise the errors of ``kuasar/core/errors.py``. Verbs that need a capability are refused by :class:`Backend` itself.
@@ -265,8 +265,8 @@ class Backend(ABC):
     def pid(self) -> int:
         """The host pid that stands for the machine; 0 if none."""
 
-    async def resize(self, vcpus: int, memory_bytes: int) -> None:
-        """Change the machine's size."""
+    async def resize(self, vcpus: int, memory_bytes: int, deadline: float | None) -> None:
+        """Give a ready machine at least so many processors and so much memory (0: whatever it has)."""
         self.refuse(Capability.RESIZE)
 
     async def attach(self, device: Mapping[str, Any]) -> str:

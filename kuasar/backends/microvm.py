@@ -24,7 +24,7 @@ from kuasar.backends.storage import Storage
 from kuasar.core import log
 from kuasar.core.aio import Task
 from kuasar.core.config import Engine
-from kuasar.core.errors import BackendFailed, InvalidArgument, KuasarError
+from kuasar.core.errors import BackendFailed, InvalidArgument, KuasarError, Unavailable
 
 GUEST_DIRECTORY = "/run/kuasar"
 NO_HOST_NAMESPACE = "a virtual machine has a kernel of its own"
@@ -56,6 +56,7 @@ class MicroVm(Backend):
         self._share: Share | None = None
         self._storage: Storage | None = None
         self._log_path = ""
+        self._agent: AgentClient | None = None
         self._clock: Task[None] | None = None
         self._console: Task[None] | None = None
 
@@ -209,9 +210,8 @@ class MicroVm(Backend):
         if spec.network:
             await agent.call("network", dict(spec.network), deadline=deadline)
             self.host.lap("addresses")
-        wanted = size_for(spec.vcpus, spec.memory_bytes, self.size, self.settings)
-        if wanted != self.size:
-            await self._grow(agent, wanted, deadline)
+        self._agent = agent
+        if await self._fit(spec.vcpus, spec.memory_bytes, deadline):
             self.host.lap("size")
         self._keep_clock(agent)
 
@@ -241,10 +241,21 @@ class MicroVm(Backend):
         if wrong:
             raise BackendFailed(f"the machine is not fit for the pod: {'; '.join(wrong)}")
 
-    async def _grow(self, agent: AgentClient, size: Size, deadline: float) -> None:
-        await self.grow(size, deadline)
-        await agent.call("guest.online", {"cpus": size.vcpus}, deadline=deadline)
-        self.host.remember(size=[size.vcpus, size.memory_bytes])
+    async def resize(self, vcpus: int, memory_bytes: int, deadline: float | None) -> None:
+        await self._fit(vcpus, memory_bytes, time.monotonic() + 30.0 if deadline is None else deadline)
+
+    async def _fit(self, vcpus: int, memory_bytes: int, deadline: float) -> bool:
+        """Whether the machine had to grow for it."""
+        wanted = size_for(vcpus, memory_bytes, self.size, self.settings)
+        if wanted == self.size:
+            return False
+        if self._agent is None:
+            raise Unavailable("the machine cannot grow: its agent is not connected")
+        await self.grow(wanted, deadline)
+        await self._agent.call("guest.online", {"cpus": wanted.vcpus}, deadline=deadline)
+        log.info("the machine has grown", vcpus=wanted.vcpus, memory_mib=wanted.memory_bytes >> 20)
+        self.host.remember(size=[wanted.vcpus, wanted.memory_bytes])
+        return True
 
     def _keep_clock(self, agent: AgentClient) -> None:
         """Machines drift, most of all while they are paused."""
@@ -270,6 +281,7 @@ class MicroVm(Backend):
         return alive
 
     async def adopted(self, agent: AgentClient) -> None:
+        self._agent = agent
         self._keep_clock(agent)
 
     # -- containers ----------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ class Worker:
             case "sandbox.metrics":
                 return await sandbox.metrics()
             case "sandbox.update":
-                return sandbox.update(body)
+                return await sandbox.update(body, deadline)
             case "sandbox.shutdown":
                 reply = await sandbox.shutdown()
                 self._tasks.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +67,13 @@ def wanted_size(pod: PodSpec) -> tuple[int, int]:
     if pod.resources.get("memory_limit_in_bytes", 0) <= 0:
         memory = 0
     return math.ceil(cpus), int(memory)
+
+
+def size_of(resources: Mapping[str, Any]) -> tuple[float, int]:
+    """(processors, bytes of memory) that a container's OCI LinuxResources limit it to; 0 where there is no limit."""
+    cpu, memory = resources.get("cpu") or {}, resources.get("memory") or {}
+    quota, limit = cpu.get("quota") or 0, memory.get("limit") or 0
+    return max(0, quota) / (cpu.get("period") or 100_000), max(0, limit)
 
 
 _CHECKS: dict[str, Any] = {

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from kuasar.backends.base import Backend, Ended, MachineSpec, Nic
+from kuasar.backends.base import Backend, Capability, Ended, MachineSpec, Nic
 from kuasar.backends.registry import require_backend
 from kuasar.core import cgroup, log
 from kuasar.core.aio import Future, Loop, Task
@@ -350,8 +350,9 @@ class Sandbox:
             "reason": record.reason,
         }
 
-    def update(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Take over a changed pod configuration: the DNS and host files are rewritten, labels and annotations kept."""
+    async def update(self, body: dict[str, Any], deadline: float | None) -> dict[str, Any]:
+        """Take over a changed pod configuration: the DNS and host files are rewritten, labels and annotations kept, a
+        machine is given what larger limits ask for."""
         self.machine.require(State.CREATED, State.READY, doing="update")
         pod = PodSpec.from_wire(body["config"])
         fixed = ("host_network", "host_pid", "host_ipc", "shared_pid", "cgroup_parent", "hostname", "sysctls")
@@ -364,6 +365,8 @@ class Sandbox:
         self.directory.save()
         if self.state is State.READY:
             write_pod_files(f"{self.directory.path}/files", pod)
+            if Capability.RESIZE in self.backend.capabilities:
+                await self.backend.resize(*wanted_size(pod), deadline)
         return {}
 
     # -- the end -----------------------------------------------------------------------------------------------------

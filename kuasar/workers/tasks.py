@@ -14,11 +14,13 @@ from typing import Any
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import Ended
 from kuasar.core import cgroup, log
+from kuasar.core.cgroup.translate import v2_as_v1
 from kuasar.core.errors import KuasarError, NotFound, Unavailable, WrongState
 from kuasar.core.ids import require_id
 from kuasar.core.threads import in_thread
 from kuasar.workers.keeping import Keeper
 from kuasar.workers.sandbox import Sandbox
+from kuasar.workers.sizing import fit_machine, note_limits
 from kuasar.workers.spec import add_pod_mounts, cgroups_path, read_spec
 from kuasar.workers.states import State
 from kuasar.workers.stdio import Stdio
@@ -60,6 +62,8 @@ class Tasks:
             return await self._exec(body, key, deadline)
         if op == "task.close_io" and self._close_stdin(body["id"], body.get("exec_id", "")):
             return {}
+        if op == "task.update":
+            await self._make_room(body, deadline)
         try:
             reply = await self._sandbox.call_agent(op, body, key, deadline)
         except Unavailable:
@@ -70,7 +74,17 @@ class Tasks:
             await (self._forget_exec(body["id"], body["exec_id"]) if body.get("exec_id") else self._forget(body["id"]))
         elif op == "task.state" and self._relays:
             reply |= self._streams_of(body["id"], body.get("exec_id", ""))
+        elif op == "task.stats" and self._relays and cgroup.current().version == 1:
+            reply = {"stats": v2_as_v1(reply["stats"])}  # containerd understands its own node's version only
         return reply
+
+    async def _make_room(self, body: dict[str, Any], deadline: float | None) -> None:
+        """Before a container's limits are raised, its machine has what they promise."""
+        facts = self._sandbox.record.containers.get(body["id"])
+        if facts is not None:
+            note_limits(facts, body["resources"])
+            self._sandbox.directory.save()
+            await fit_machine(self._sandbox, deadline)
 
     def _is_over(self) -> bool:
         return self._sandbox.state is State.STOPPED
@@ -88,10 +102,13 @@ class Tasks:
         known = container_id in sandbox.record.containers
         if not known:
             facts = {name: body[name] for name in ("bundle", *_STREAMS)}
-            sandbox.record.containers[container_id] = {**facts, "cgroup": path, "pid": 0}
+            facts |= {"cgroup": path, "pid": 0}
+            note_limits(facts, (spec.get("linux") or {}).get("resources") or {})
+            sandbox.record.containers[container_id] = facts
             sandbox.directory.save()
         try:
             streams = self._stdio.open(container_id, "", body) if self._relays else {}
+            await fit_machine(sandbox, deadline)
             lent = await backend.lend(container_id, body["bundle"], spec, body["rootfs"], deadline)
             add_pod_mounts(lent.spec, backend.files_dir, sandbox.shm_dir)
             request = {**body, **streams, "spec": lent.spec, "rootfs": lent.rootfs}
