@@ -138,7 +138,7 @@ class OutputRelay(Relay):
         if spool is None or spool.ended:
             return
         if spool.fresh and frame.offset > 0:
-            log.warning("the beginning of a stream is lost", stream=self.stream, bytes=frame.offset)
+            log.warning("a stream goes on without what was on its way", stream=self.stream, offset=frame.offset)
             spool.begin_at(frame.offset)
         end = frame.offset + len(frame.data)
         if frame.offset > spool.end or end > spool.position + WINDOW_BYTES + LAST_BYTES:
