@@ -23,11 +23,15 @@ class Exchange:
         self._senders: dict[str, Sender] = {}
         self._receivers: dict[str, Receiver] = {}
         self._channel: Channel | None = None
+        self._waiting: dict[str, None] = {}
+        """Outputs that had to wait for the channel, the longest first."""
+        self._flushing = False
 
     def connected(self, channel: Channel) -> None:
         """A worker has come (in the place of another one): every stream goes on over ``channel``."""
         self._channel = channel
         channel.on_drained = self._flush
+        self._waiting.clear()
         for receiver in self._receivers.values():
             receiver.connected()
         for sender in self._senders.values():
@@ -60,9 +64,13 @@ class Exchange:
                 sender.on_window(frame)
 
     def send_data(self, frame: Data) -> bool:
-        """Send; False if the worker must read first what is on its way to it, or if there is none."""
+        """Send; False if the worker must read first what is on its way to it, or if there is none. Who has waited is
+        served before others, so that a few busy streams cannot keep one out."""
         channel = self._channel
-        if channel is None or channel.closed or channel.backlog > _BACKLOG_BYTES:
+        if channel is None or channel.closed:
+            return False
+        if channel.backlog > _BACKLOG_BYTES or (self._waiting and not self._flushing):
+            self._waiting[frame.stream] = None
             return False
         channel.send(frame)
         return True
@@ -73,5 +81,9 @@ class Exchange:
             self._channel.send(frame)
 
     def _flush(self) -> None:
-        for sender in list(self._senders.values()):
-            sender.flush()
+        waiting, self._waiting = self._waiting, {}
+        self._flushing = True
+        for stream in waiting:
+            if (sender := self._senders.get(stream)) is not None:
+                sender.flush()
+        self._flushing = False

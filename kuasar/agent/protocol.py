@@ -17,6 +17,8 @@ STREAM = "stream:"
 """What ``task.create`` and ``task.exec`` get instead of a path for a stream that goes over the channel."""
 MAX_DATA_BYTES = 64 * 1024
 """What one data frame carries at most."""
+MAX_OFFSET = 1 << 60
+"""No stream is longer; anything may be added to an offset without thinking of overflows."""
 WINDOW_BYTES = 256 * 1024
 """How far a sender may be ahead of what its receiver has passed on, and how much it keeps itself."""
 LAST_BYTES = WINDOW_BYTES + 64 * 1024 + 1
@@ -205,6 +207,10 @@ def _check_parts(kind: str, values: dict[str, Any]) -> None:
     timeout = values.get("timeout")
     if timeout is not None and not 0 <= timeout < float("inf"):
         raise MalformedFrame(f"{kind}: timeout is {timeout}")
+    if kind in ("data", "window"):
+        for name in ("offset", "taken", "limit"):
+            if values.get(name, 0) > MAX_OFFSET:
+                raise MalformedFrame(f"{kind}: {name} is {values[name]}, no stream is longer than {MAX_OFFSET}")
     if kind == "data" and len(values["data"]) > MAX_DATA_BYTES:
         raise MalformedFrame(f"data: {len(values['data'])} bytes, at most {MAX_DATA_BYTES} are allowed")
     if kind == "reply" and ("body" in values) == ("error" in values):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import deque
 from collections.abc import Callable
 
 from kuasar.agent.protocol import WINDOW_BYTES, Data, Window
@@ -26,7 +25,7 @@ class Receiver:
         self._send = send
         self._on_end = on_end
         self._sink: int | None = None
-        self._pending: deque[memoryview] = deque()
+        self._pending = bytearray()
         self._taken = 0
         self._written = 0
         self._told = 0
@@ -56,7 +55,7 @@ class Receiver:
             log.error("input that cannot be placed is dropped", stream=self.stream, offset=frame.offset)
             return
         if end > self._taken:
-            self._pending.append(memoryview(frame.data)[self._taken - frame.offset :])
+            self._pending += memoryview(frame.data)[self._taken - frame.offset :]
             self._taken = end
         self._ended = frame.end and end == self._taken
         self._write()
@@ -80,9 +79,8 @@ class Receiver:
     def _write(self) -> None:
         assert self._sink is not None
         while self._pending:
-            data = self._pending[0]
             try:
-                size = len(data) if self._broken else os.write(self._sink, data)
+                size = len(self._pending) if self._broken else os.write(self._sink, self._pending)
             except BlockingIOError:
                 self._loop.add_writer(self._sink, self._write)
                 self._tell()
@@ -93,10 +91,7 @@ class Receiver:
                 self._broken = True
                 continue
             self._written += size
-            if size < len(data):
-                self._pending[0] = data[size:]
-            else:
-                self._pending.popleft()
+            del self._pending[:size]
         self._loop.remove_writer(self._sink)
         self._tell()
         if self._ended:

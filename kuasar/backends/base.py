@@ -261,6 +261,11 @@ class Backend(ABC):
         """Free what the backend acquired, by the names in the record."""
 
     @property
+    def relays_streams(self) -> bool:
+        """Whether the worker passes the standard streams of containers on, because the agent cannot."""
+        return not self.shares_host_files
+
+    @property
     @abstractmethod
     def pid(self) -> int:
         """The host pid that stands for the machine; 0 if none."""

@@ -138,7 +138,7 @@ class OutputRelay(Relay):
         if spool is None or spool.ended:
             return
         if spool.fresh and frame.offset > 0:
-            log.warning("the beginning of a stream is lost", stream=self.stream, bytes=frame.offset)
+            log.warning("a stream goes on without what was on its way", stream=self.stream, offset=frame.offset)
             spool.begin_at(frame.offset)
         end = frame.offset + len(frame.data)
         if frame.offset > spool.end or end > spool.position + WINDOW_BYTES + LAST_BYTES:
@@ -237,6 +237,8 @@ class InputRelay(Relay):
     def connected(self, send: Send) -> None:
         self._send = send
         self._limit = None  # the agent says first what it has
+        if self._fifo is not None:
+            self._loop.remove_reader(self._fifo)
 
     def on_frame(self, frame: Data | Window) -> None:
         spool = self._spool
@@ -289,6 +291,10 @@ class InputRelay(Relay):
             if not spool.fill_from(self._fifo, min(MAX_DATA_BYTES * _ROUNDS, self._limit - spool.end)):
                 spool.finish()
         except BlockingIOError:
+            return
+        except OSError as exc:  # no memory: what is in the FIFO stays there
+            log.error("input cannot be taken", stream=self.stream, error=exc.strerror)
+            self._loop.remove_reader(self._fifo)
             return
         self._pass_on()
 

@@ -116,7 +116,10 @@ class Stdio:
     def _on_frame(self, frame: Data | Window) -> None:
         relay = self._relays.get(frame.stream)
         if relay is not None:
-            relay.on_frame(frame)
+            try:
+                relay.on_frame(frame)
+            except OSError as exc:  # no memory: the stream stands still, the others go on
+                log.error("a stream cannot go on", stream=frame.stream, error=exc.strerror)
 
     # -- relays --------------------------------------------------------------------------------------------------------
 

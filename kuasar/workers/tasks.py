@@ -174,7 +174,7 @@ class Tasks:
     @property
     def _relays(self) -> bool:
         """Whether the standard streams go through this worker."""
-        return not self._sandbox.backend.shares_host_files
+        return self._sandbox.backend.relays_streams
 
     def restore(self) -> None:
         """Go on with the streams that a predecessor has relayed; harmless to repeat, and before there is a record."""

@@ -127,11 +127,12 @@ def test_a_killed_process_that_nobody_reads_ends_at_once(relayed: Relayed, by_ex
 
     async def scenario() -> None:
         stdout = agent.fifo("out")
+        reader = agent.reader(stdout)  # open, so that it sees the end of a stream without a byte, too
         exec_id = await relayed.run(["cat", "/big"], by_exec, stdout=stdout)
         await agent.call("task.kill", id="c", exec_id=exec_id, signal=9, all=False)
         ended = await relayed.end(exec_id)
         assert ended["exit_status"] == 137
-        data = await agent.read(agent.reader(stdout))
+        data = await agent.read(reader)
         assert len(data) == ended["stdout_bytes"]
         assert big.read_bytes().startswith(data)
 

@@ -57,7 +57,7 @@ class Rig:
         self.config.write_text(
             f'state_dir = "{root}/state"\nlog_dir = "{root}/log"\ncache_dir = "{root}/cache"\nlog_level = "debug"\n'
             f'[gateway]\nsocket = "{root}/g"\n[supervisor]\nsocket = "{root}/s"\nzygote = "{root}/z"\n'
-            f'keeper = "{root}/k"\n'
+            f'keeper = "{root}/k"\n[sandboxers.kuasar-runc]\nengine = "runc"\n'
             '[engines.runc]\n[engines.wasmtime]\n[engines.broken]\nkind = "runc"\nbinary = "/nonexistent/runc"\n'
         )
         self.router = BusRouter(f"ipc://{root}/state/bus.sock")

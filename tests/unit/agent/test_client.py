@@ -11,7 +11,7 @@ import pytest
 
 from kuasar.agent.channel import MAX_BUFFERED_BYTES, Channel
 from kuasar.agent.client import AgentClient
-from kuasar.agent.protocol import VERSION, Ack, Event, Frame, FrameReader, Hello, Reply, Request, encode
+from kuasar.agent.protocol import VERSION, Ack, Data, Event, Frame, FrameReader, Hello, Reply, Request, Window, encode
 from kuasar.core.aio import Loop
 from kuasar.core.errors import DeadlineExceeded, InvalidArgument, NotFound, Unavailable
 
@@ -171,6 +171,26 @@ def test_events_from_before_the_handler_come_first_and_acks_go_out(loop: Loop, p
     assert [peer.receive(), peer.receive()] == [Ack([], 3), Ack(["k"], 0)]
 
 
+def test_frames_of_streams_from_before_the_handler_come_first(loop: Loop, pair: tuple[AgentClient, Peer]) -> None:
+    client, peer = pair
+    seen: list[Data | Window] = []
+
+    async def scenario() -> None:
+        peer.send(HELLO, Window("c//stdin", 0, 10), Data("c//stdout", 0, b""))
+        await client.hello()
+        client.on_stream = seen.append
+        peer.send(Window("c//stdin", 5, 15))
+        while len(seen) < 3:
+            await loop.sleep(0.001)
+        client.send(Data("c//stdin", 5, b"hello", True))
+
+    run(loop, scenario())
+    assert seen == [Window("c//stdin", 0, 10), Data("c//stdout", 0, b""), Window("c//stdin", 5, 15)]
+    assert peer.receive() == Data("c//stdin", 5, b"hello", True)
+    client.close()
+    client.send(Window("c//stdout", 0, 0))  # harmless
+
+
 def test_a_body_that_cannot_travel_is_an_invalid_argument(loop: Loop, pair: tuple[AgentClient, Peer]) -> None:
     client, _ = pair
     with pytest.raises(InvalidArgument, match=r"task\.create"):
@@ -213,7 +233,10 @@ def test_a_slow_reader_gets_everything(loop: Loop) -> None:
     frames: list[Frame] = []
     sender = Channel(loop, ours, lambda _: None, lambda _: None)
     receiver = Channel(loop, theirs, frames.append, lambda _: None)
-    sent = [Event(n, "x", {"data": "a" * (1024 * 1024)}) for n in range(8)]
+    sent: list[Frame] = [Event(n, "x", {"data": "a" * (1024 * 1024)}) for n in range(8)]
+    sent += [Data("s", n << 16, bytes(1 << 16)) for n in range(8)]
+    drained: list[int] = []
+    sender.on_drained = lambda: drained.append(sender.backlog)
 
     async def scenario() -> None:
         for frame in sent:
@@ -225,5 +248,7 @@ def test_a_slow_reader_gets_everything(loop: Loop) -> None:
     run(loop, scenario())
     assert frames == sent
     assert sender.drained
+    assert sender.backlog == 0
+    assert drained == [0]
     sender.close()
     receiver.close()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kuasar.agent import protocol
 from kuasar.agent.protocol import (
     MAX_DATA_BYTES,
+    MAX_OFFSET,
     Ack,
     Data,
     Event,
@@ -28,6 +29,7 @@ from kuasar.agent.protocol import (
 )
 
 NUMBERS = st.integers(min_value=0, max_value=2**63 - 1)
+OFFSETS = st.integers(min_value=0, max_value=MAX_OFFSET)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 VALUES = st.recursive(
     st.none() | st.booleans() | NUMBERS | TEXT, lambda inner: st.lists(inner, max_size=4), max_leaves=8
@@ -42,8 +44,8 @@ FRAMES: st.SearchStrategy[Frame] = st.one_of(
     st.builds(lambda n, error: Reply(n, error=error), NUMBERS, BODIES),
     st.builds(Event, NUMBERS, TEXT, BODIES),
     st.builds(Ack, STRINGS, NUMBERS),
-    st.builds(Data, TEXT, NUMBERS, st.binary(max_size=300), st.booleans()),
-    st.builds(Window, TEXT, NUMBERS, NUMBERS),
+    st.builds(Data, TEXT, OFFSETS, st.binary(max_size=300), st.booleans()),
+    st.builds(Window, TEXT, OFFSETS, OFFSETS),
 )
 
 
@@ -113,6 +115,7 @@ DATA: dict[str, Any] = {"k": "data", "stream": "c//stdout", "offset": 0, "data":
     [
         ({"stream": 7}, "stream is missing or wrong: int"),
         ({"offset": -1}, "offset is negative"),
+        ({"offset": MAX_OFFSET + 1}, "no stream is longer"),
         ({"data": "text"}, "data is missing or wrong: str"),
         ({"data": None}, "data is missing or wrong: NoneType"),
         ({"data": bytes(MAX_DATA_BYTES + 1)}, "65537 bytes, at most 65536"),
