@@ -96,9 +96,12 @@ def protect_from_children() -> None:
 
 
 def give_memory_back() -> None:
-    """What the interpreter has freed, but keeps, to the kernel."""
+    """What only the start has needed: memory that the interpreter has freed but keeps, and our claim to pages of code,
+    of which those that are used come back at their next use, from the page cache."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
+    for start, end in kernel.code_mappings():
+        kernel.advise(start, end - start, kernel.MADV_DONTNEED)
 
 
 def power_off(reason: str) -> None:

@@ -43,12 +43,9 @@ def wake() -> None:
 
 def _advise_files(advice: int) -> None:
     """About the pages of our programs, which are on the disk as well."""
-    for line in _read("/proc/self/maps").splitlines():
-        area, mode, _, _, inode, *_ = line.split(None, 5)
-        if inode != "0" and "w" not in mode:
-            start, end = (int(number, 16) for number in area.split("-"))
-            with suppress(OSError):  # a mapping of a kind that the kernel does not do this for
-                kernel.advise(start, end - start, advice)
+    for start, end in kernel.code_mappings(with_constants=True):
+        with suppress(OSError):  # a mapping of a kind that the kernel does not do this for
+            kernel.advise(start, end - start, advice)
 
 
 def _zero_free_memory() -> None:

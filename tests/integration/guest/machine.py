@@ -47,6 +47,7 @@ class Qmp:
 
     def unplug(self, device: str) -> None:
         """Ask the guest to let go of a device; returns when it has."""
+        self._events.clear()
         self.call("device_del", id=device)
         while not any(each["data"].get("device") == device for each in self._events if each["event"] == _GONE):
             self._events.append(self._read())
@@ -179,6 +180,7 @@ class AgentConnection:
         while marker not in data:
             data += self._receive()
         before, _, rest = bytes(data).partition(marker)
+        self._frames.clear()  # of the connection before
         self._frames += self._reader.feed(rest)
         return before
 
