@@ -65,10 +65,6 @@ def test_limits_are_changed_and_counted(agent: AgentConnection) -> None:
         assert stats["memory"]["usage"] > 0
 
 
-def test_its_cgroup_is_the_guests_whatever_the_host_calls_it(machine: Machine, agent: AgentConnection) -> None:
-    assert answer(machine, agent, asking("group", 'text("/proc/self/cgroup")')) == "0::/kuasar/group\n"
-
-
 def test_a_module_that_a_container_needs_is_loaded_when_the_kernel_asks_for_it(
     machine: Machine, agent: AgentConnection
 ) -> None:
