@@ -197,21 +197,23 @@ def start_machine(
     root_disk: Path | None,
     *,
     port: bool = True,
+    can_grow: bool = True,
     incoming: bool = False,
     memory: Path | None = None,
 ) -> Iterator[Machine]:
     """Boot the image in ``directory`` with ``root_disk`` on virtio-blk; ended, whatever state it is in, with the block.
 
-    ``incoming``: wait for a state instead of booting; ``memory``: start with this content. What the console said is in
-    the output of a test that fails.
+    ``can_grow``: has room for what is plugged in later; ``incoming``: wait for a state instead of booting; ``memory``:
+    start with this content. What the console said is in the output of a test that fails.
     """
     with tempfile.TemporaryDirectory(prefix="kuasar-guest-") as name:
         home = Path(name)
         argv = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         backing = f"memory-backend-file,id=memory,size={MEMORY_MIB}M,mem-path={home}/memory,share=on"
         argv += ["-accel", "tcg", "-object", backing, "-M", "q35,memory-backend=memory"]
-        argv += ["-m", f"{MEMORY_MIB}M,slots=2,maxmem=1G", "-smp", "1,maxcpus=2"]
-        for number in range(PORTS):
+        argv += ["-m", f"{MEMORY_MIB}M" + (",slots=2,maxmem=1G" if can_grow else "")]
+        argv += ["-smp", "1,maxcpus=2" if can_grow else "1"]
+        for number in range(PORTS if can_grow else 0):
             argv += ["-device", f"pcie-root-port,id=p{number},chassis={number + 1},slot={number + 1}"]
         if incoming:
             argv += ["-incoming", "defer"]

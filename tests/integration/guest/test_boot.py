@@ -108,7 +108,7 @@ def test_a_large_frame_passes_in_both_directions(machine: Machine) -> None:
 
 def boot_to_the_end(built: Built, root_disk: Path | None, **options: Any) -> str:
     """The console of a boot that ends by itself."""
-    with start_machine(built.image, built.directory, root_disk, **options) as machine:
+    with start_machine(built.image, built.directory, root_disk, can_grow=False, **options) as machine:
         assert machine.wait() == 0
         return machine.console
 
@@ -145,6 +145,6 @@ def test_the_plain_kernel_of_the_package_boots_as_well(built: Built) -> None:
     copy.mkdir()
     shutil.copy(built.directory / manifest.INITRD, copy)
     shutil.copy(next(work.glob("vmlinuz-*")), copy / manifest.KERNEL)
-    with start_machine(built.image, copy, built.root_disk) as machine, machine.connect() as connection:
+    with start_machine(built.image, copy, built.root_disk, can_grow=False) as machine, machine.connect() as connection:
         assert connection.hello.pid == 1
     shutil.rmtree(copy)

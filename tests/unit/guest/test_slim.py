@@ -128,3 +128,11 @@ def test_datetime_is_the_interpreters_own() -> None:
     module = slim("datetime")
     assert module.datetime is datetime.datetime
     assert module.datetime_CAPI is sys.modules["_datetime"].datetime_CAPI
+
+
+def test_a_thread_is_over_when_it_has_been_joined() -> None:
+    done: list[int] = []
+    thread = slim("threading").Thread(target=lambda: done.append(1), daemon=True)
+    thread.start()
+    thread.join()
+    assert done == [1]
