@@ -185,6 +185,13 @@ class KernelModules:
             self._visit(needed, ordered, (*path, name))
         ordered[name] = None
 
+    def aliases(self, name: str) -> list[str]:
+        """The other names of a module, without patterns (those are of devices, which are there at boot or plugged in
+        when their driver has been loaded long since)."""
+        with open(f"{self._directory}/{self.file(name)}", "rb") as file:
+            found = re.findall(rb"\0alias=([^\0]*)\0", file.read().replace(b"\0", b"\0\0"))
+        return [alias.decode() for alias in found if not set(alias) & set(b"*?[ ")]
+
     def needs(self, name: str) -> list[str]:
         """What a module says it needs: its "depends" entries, in their order."""
         with open(f"{self._directory}/{self.file(name)}", "rb") as file:

@@ -39,19 +39,24 @@ PACKAGES = (
 )
 
 PROGRAMS = ("usr/bin/python3.11", "usr/bin/crun")
-"""The only programs of the running guest. Their libraries follow from them."""
+"""The only programs of the running guest, with :data:`SCRIPTS`. Their libraries follow from them."""
+
+SCRIPTS = {
+    "usr/sbin/modprobe": "#!/usr/bin/python3.11 -ISB\nfrom guest.pid1.modprobe import main\nraise SystemExit(main())\n",
+}
+"""Programs of two lines, which start the interpreter with code of ours."""
 
 STDLIB = "usr/lib/python3.11"
 SLIM_DIRECTORY = "guest/slim"
 MSGPACK = "usr/lib/python3/dist-packages"
 
-AGENT_ROOTS = ("guest.pid1.boot", "kuasar.agent.main", "kuasar.agent.drivers.oci")
+AGENT_ROOTS = ("guest.pid1.boot", "guest.pid1.modprobe", "kuasar.agent.main", "kuasar.agent.drivers.oci")
 """Our code in the guest is what these import, wherever in a function they do it."""
 
 NOT_IN_GUEST = ("kuasar.agent.drivers.wasmtime",)
 """Imported by name when a configuration asks for it, which a guest's never does."""
 
-SLIM = ("dataclasses", "selectors", "typing")
+SLIM = ("dataclasses", "datetime", "selectors", "threading", "typing")
 """Modules of the standard library that are replaced by small ones of our own, ``guest/slim/<name>.py``, because they
 would be a third of the agent's memory."""
 

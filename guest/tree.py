@@ -41,6 +41,10 @@ def write_root(root: str, checkout: str, unpacked: Unpacked, kernel: KernelModul
     binaries = _write_python(root, checkout, unpacked)
     _write_programs(root, unpacked, binaries)
     write_modules(f"{root}/usr/lib/modules", kernel, modules_from)
+    for name, text in recipe.SCRIPTS.items():
+        with open(f"{root}/{name}", "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(f"{root}/{name}", 0o755)  # noqa: S103 - a program
     _set_modes(root)
 
 
@@ -112,6 +116,8 @@ def write_modules(directory: str, kernel: KernelModules, modules_from: str) -> N
         shutil.copyfile(f"{modules_from}/{kernel.file(name)}", f"{directory}/{name}.ko")
     with open(f"{directory}/needs", "w", encoding="ascii") as file:
         file.writelines(f"{' '.join((name, *needs[name]))}\n" for name in sorted(names))
+    with open(f"{directory}/aliases", "w", encoding="ascii") as file:
+        file.writelines(sorted(f"{alias} {name}\n" for name in names for alias in kernel.aliases(name)))
     with open(f"{directory}/at-boot", "w", encoding="ascii") as file:
         file.writelines(f"{name}\n" for name in at_boot)
 

@@ -67,6 +67,7 @@ def _serve() -> int:
 
     listener, carrier = channel.listen(DIRECTORY)
     machine.say(f"ready after {time.monotonic():.2f} s, {channel.describe(listener)}")
+    machine.give_memory_back()  # of what only the start has needed
     code = run(
         {
             "sandbox_id": "guest",

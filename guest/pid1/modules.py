@@ -1,8 +1,8 @@
 """Kernel modules of the image: which there are, what each needs, loading one.
 
-The build writes the table beside them: a line for each module with what it needs, and those that every guest loads.
-There is no modprobe in the guest, so the kernel loads nothing by itself: whoever needs a file system or a device calls
-:meth:`Table.load` first.
+The build writes the tables beside them: a line for each module with what it needs, one for each other name that a
+module goes by, and those that every guest loads. What the kernel asks for by itself (a privileged container mounts a
+file system, or sets up a packet filter) comes through ``guest/pid1/modprobe.py``.
 """
 
 from __future__ import annotations
@@ -41,6 +41,17 @@ class Table:
             self.load(needed)
         self._insert(name)
         self._loaded.add(name)
+
+    def find(self, alias: str) -> str | None:
+        """The module that goes by ``alias``, as the kernel spells what it asks for (``fs-xfs``)."""
+        if alias.replace("-", "_") in self._needs:
+            return alias
+        with open(f"{self._directory}/aliases", encoding="ascii") as file:
+            for line in file:
+                known, _, name = line.rstrip("\n").partition(" ")
+                if known == alias:
+                    return name
+        return None
 
     def _insert(self, name: str) -> None:
         libc = ctypes.CDLL(None, use_errno=True)

@@ -25,6 +25,7 @@ MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 MADV_NORMAL = 0
 MADV_RANDOM = 1
+MADV_DONTNEED = 4
 MADV_PAGEOUT = 21
 
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 442
@@ -72,6 +73,21 @@ def unshare(flags: int) -> None:
 def advise(start: int, length: int, advice: int) -> None:
     """madvise(2) about memory of ours, with one of ``MADV_*``."""
     _checked(_libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice))
+
+
+def code_mappings(with_constants: bool = False) -> list[tuple[int, int]]:
+    """Start and end of our own mappings of code and of the loader's tables before it, which nothing has written to.
+
+    ``with_constants``: all that nothing can write to any more, though the loader may have before it closed them.
+    """
+    found = []
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
+        for line in file.read().splitlines():
+            area, mode, offset, _, inode, *_ = line.split(None, 5)
+            if inode != "0" and (mode == "r-xp" or (mode == "r--p" and (with_constants or int(offset, 16) == 0))):
+                start, end = area.split("-")
+                found.append((int(start, 16), int(end, 16)))
+    return found
 
 
 def become_subreaper() -> None:

@@ -9,7 +9,6 @@ included, so that it also serves as the reaper of a PID 1.
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -114,7 +113,10 @@ class Children:
             raise BackendFailed(f"cannot start {argv[0]}: {exc.strerror}", errno=exc.errno) from exc
         finally:
             os.close(null)
-        log.debug("spawned", pid=pid, argv=shlex.join(argv))
+        if log.enabled("debug"):
+            import shlex  # costs a guest's PID 1 memory for nothing otherwise
+
+            log.debug("spawned", pid=pid, argv=shlex.join(argv))
         self._orphans.pop(pid, None)  # an earlier process of the same number
         return pid, self.claim(pid)
 

@@ -12,6 +12,6 @@ SHIPPED = Path(__file__).parents[2] / "etc" / "kuasar.toml"
 
 def test_it_is_valid_and_says_the_defaults() -> None:
     config = dataclasses.replace(load(str(SHIPPED)), path="")
-    assert config == dataclasses.replace(
-        Config(), engines={"runc": Engine(kind="runc", binary="runc"), "wasmtime": Engine(kind="wasmtime")}
-    )
+    defaults = Config()
+    engines = {**defaults.engines, "runc": Engine(kind="runc", binary="runc")}  # shown, as it may also be crun
+    assert config == dataclasses.replace(defaults, engines=engines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from typing import Any
 
 from kuasar.agent import kernel
@@ -32,6 +33,7 @@ class Guest:
         self._directory = directory
         self._uevents = Uevents(loop)
         self._share_tag = ""
+        self._wake: Callable[[], None] | None = None
         self.storage = GuestStorage(self._uevents, machine.load_module, directory)
         online.expect_memory()
         machine.attach(loop)
@@ -43,6 +45,9 @@ class Guest:
 
     async def _identity(self, body: Body, deadline: float | None) -> dict[str, Any]:
         identity.assume(body, self._directory)
+        if self._wake is not None:
+            self._wake()
+            self._wake = None
         self._events.instance = os.urandom(16).hex()
         return identity.prove(self._events.instance)
 
@@ -50,8 +55,9 @@ class Guest:
         return {"offset_ns": identity.set_clock(identity.require_time(body))}
 
     async def _rest(self, body: Body, deadline: float | None) -> dict[str, Any]:
-        from kuasar.agent.guest.rest import rest  # in a template only
+        from kuasar.agent.guest.rest import rest, wake  # in a template only
 
+        self._wake = wake
         try:
             return {"free_bytes": rest()}
         except OSError as exc:

@@ -17,14 +17,17 @@ _MIN_FREE = "/proc/sys/vm/min_free_kbytes"
 
 
 def rest() -> int:
-    """Drop caches, then fill all free memory with zeros and give it back; the bytes that are free then."""
+    """Drop caches, then fill all free memory with zeros and give it back; the bytes that are free then.
+
+    Until :func:`wake`, what is read again of our programs comes page by page: otherwise each page would bring the 31
+    around it, and the answer to this request alone would bring 4 MiB.
+    """
     gc.collect()
     gc.freeze()  # what is here now stays: a clone's collector does not have to write to it
     os.sync()
     with ExitStack() as undo:
         undo.callback(_write, _MIN_FREE, _read(_MIN_FREE))
         _write(_MIN_FREE, str(_LITTLE_KIB))
-        undo.callback(_advise_files, kernel.MADV_NORMAL)
         _advise_files(kernel.MADV_RANDOM)  # what we need from here on is read alone, not with all around it
         _advise_files(kernel.MADV_PAGEOUT)
         for file in ("drop_caches", "compact_memory", "drop_caches"):
@@ -33,14 +36,16 @@ def rest() -> int:
     return free_bytes()
 
 
+def wake() -> None:
+    """After a rest: read files as usual again."""
+    _advise_files(kernel.MADV_NORMAL)
+
+
 def _advise_files(advice: int) -> None:
     """About the pages of our programs, which are on the disk as well."""
-    for line in _read("/proc/self/maps").splitlines():
-        area, mode, _, _, inode, *_ = line.split(None, 5)
-        if inode != "0" and "w" not in mode:
-            start, end = (int(number, 16) for number in area.split("-"))
-            with suppress(OSError):  # a mapping of a kind that the kernel does not do this for
-                kernel.advise(start, end - start, advice)
+    for start, end in kernel.code_mappings(with_constants=True):
+        with suppress(OSError):  # a mapping of a kind that the kernel does not do this for
+            kernel.advise(start, end - start, advice)
 
 
 def _zero_free_memory() -> None:

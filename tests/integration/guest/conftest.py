@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from guest import build, manifest
+from tests.integration.guest.machine import AgentConnection, Machine, start_machine
 
 CHECKOUT = Path(__file__).parents[3]
 WORK = CHECKOUT / ".kuasar" / "guest"
@@ -41,3 +42,19 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     directory = tmp_path_factory.mktemp("guest")
     yield Built(directory, build.build(str(WORK), str(directory), lambda step: None))
     shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="package")
+def machine(built: Built) -> Iterator[Machine]:
+    """One booted guest for all tests that leave it as it was."""
+    with start_machine(built.image, built.directory, built.root_disk) as machine:
+        with machine.connect():
+            pass
+        yield machine
+
+
+@pytest.fixture
+def agent(machine: Machine) -> Iterator[AgentConnection]:
+    """A connection to that guest's agent."""
+    with machine.connect() as connection:
+        yield connection

@@ -84,7 +84,7 @@ def test_the_programs_are_those_of_the_recipe(content: Path) -> None:
         for path in content.rglob("*")
         if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o111
     }
-    assert executable == {*recipe.PROGRAMS, "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"}
+    assert executable == {*recipe.PROGRAMS, *recipe.SCRIPTS, "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"}
     assert not SHELLS & {path.name for path in (content / "usr").rglob("*")}
 
 

@@ -20,7 +20,7 @@ def test_everything_has_a_default(tmp_path: Path) -> None:
     assert config.sandboxes_dir == "/run/kuasar/sandboxes"
     assert config.bus_address == "ipc:///run/kuasar/bus.sock"
     assert config.gateway.task_address == "ttrpc+unix:///run/kuasar/task.sock"
-    assert set(config.sandboxers) == {"kuasar-runc", "kuasar-wasmtime"}
+    assert set(config.sandboxers) == {"kuasar-qemu", "kuasar-runc", "kuasar-wasmtime"}
 
 
 def test_grpc_can_be_chosen_for_tasks(tmp_path: Path) -> None:
