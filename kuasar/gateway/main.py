@@ -12,6 +12,7 @@ import fcntl
 import os
 import signal
 import sys
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from types import ModuleType
 from typing import Any
@@ -28,6 +29,7 @@ from kuasar.core.errors import KuasarError, Unavailable
 from kuasar.gateway.announce import Announcer
 from kuasar.gateway.calls import InFlight, Method, methods_of
 from kuasar.gateway.controller import ControllerService
+from kuasar.gateway.custody import Custody
 from kuasar.gateway.directory import Directory
 from kuasar.gateway.events import EventPublisher
 from kuasar.gateway.grpc_server import make_server
@@ -36,6 +38,7 @@ from kuasar.gateway.supervision import Supervision
 from kuasar.gateway.tasks import TaskService
 from kuasar.gateway.ttrpc_server import TtrpcServer
 from kuasar.supervisor.client import SupervisorClient
+from kuasar.supervisor.keeper_client import Keeper
 
 _STOP_SECONDS = 1.0
 _RESTART_SECONDS = 1.0
@@ -80,6 +83,9 @@ async def _serve(config: Config) -> None:
         stack.callback(supervision.close)
         router = BusRouter(config.bus_address)
         _connect(router, directory_, announcer, supervision)
+        custody = Custody(Keeper(config.supervisor.keeper))
+        stack.callback(custody.close)
+        await custody.find()
         await router.start()
         stack.push_async_callback(router.close)
         settling = asyncio.create_task(directory_.settle())
@@ -92,9 +98,9 @@ async def _serve(config: Config) -> None:
         controller_methods = _methods(controller_pb2, "Controller", controller, in_flight)
         # The messages of the Task API are the same in both versions but for their package.
         task_methods = _methods(task_v3_pb2, "Task", tasks, in_flight) | _methods(task_v2_pb2, "Task", tasks, in_flight)
-        ttrpc = TtrpcServer(config.gateway.task_socket, task_methods)
-        await ttrpc.start()
-        stack.push_async_callback(ttrpc.close)
+        ttrpc = TtrpcServer(config.gateway.task_socket, task_methods, custody, f"{config.state_dir}/journal")
+        ttrpc.start()
+        stack.callback(ttrpc.close)
         server = make_server(config, controller_methods | task_methods)
         await server.start()
         stack.push_async_callback(server.stop, _STOP_SECONDS)
@@ -115,8 +121,8 @@ def _connect(router: BusRouter, directory: Directory, announcer: Announcer, supe
     def greeted(hello: Hello) -> None:
         directory.greeted(hello)
 
-    def told(sandbox: str, topic: str, body: dict[str, Any]) -> None:
-        announcer.from_worker(directory.namespace_of(sandbox), topic, body)
+    def told(sandbox: str, topic: str, body: dict[str, Any]) -> Awaitable[None] | None:
+        return announcer.from_worker(directory.namespace_of(sandbox), topic, body)
 
     async def look_after(sandbox: str) -> None:
         """An operator may have stopped the worker: then its callers are told, instead of waiting for a successor.

@@ -38,7 +38,9 @@ def test_a_hundred_pods_leave_nothing(node: Node) -> None:
 
     for count in range(5):  # what is made once and kept
         turn(count)
-    programs = {name: node.stack.pid(name) for name in ("gateway", "zygote", "keeper")} | {"supervisord": supervisord(node)}
+    programs = {name: node.stack.pid(name) for name in ("gateway", "zygote", "keeper")} | {
+        "supervisord": supervisord(node)
+    }
     before = {name: descriptors(pid) for name, pid in programs.items()}
     things = leftovers.present(node.stack)
     for count in range(5, PODS):
