@@ -87,11 +87,14 @@ class BusRouter:
         self._tasks: set[asyncio.Task[None]] = set()
         self._serving = False
 
-    async def start(self) -> None:
-        """Bind and serve. Raises :class:`Unavailable` when another gateway serves the address, and
-        :class:`PermissionDenied` when its directory is not ours alone."""
+    async def start(self, listener: int = -1) -> None:
+        """Bind, or take over ``listener`` (see :meth:`RouterEndpoint.open`), and serve.
+
+        Raises :class:`Unavailable` when another gateway serves the address, and :class:`PermissionDenied` when its
+        directory is not ours alone.
+        """
         self._loop = asyncio.get_running_loop()
-        self._endpoint.open()
+        self._endpoint.open(listener)
         self._serving = True
         self._spawn(self._beat())
 

@@ -71,6 +71,28 @@ class Custody:
             self._away()
         return found
 
+    def listener(self, name: str, path: str, backlog: int) -> socket.socket:
+        """A socket that listens at ``path`` (mode 0600): a predecessor's, so that nobody who connects meanwhile is
+        turned away, else a new one. What lies at the path then is dead: the caller holds a lock.
+        """
+        for kept, (fd, place) in self.inherited(name).items():
+            if kept == name and place == os.fsencode(path) and _is_reached_by(fd, path):
+                return socket.socket(fileno=fd)
+            os.close(fd)
+            del self._held[kept]
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            listener.bind(path)
+            os.chmod(path, 0o600)
+            listener.listen(backlog)
+        except BaseException:
+            listener.close()
+            raise
+        self.put(name, listener.fileno(), os.fsencode(path))
+        return listener
+
     def put(self, name: str, fd: int, meta: bytes = b"") -> None:
         """Have ``fd`` kept; at once, or when the keeper is back. Replaces what was there."""
         self._held[name] = fd, meta
@@ -163,6 +185,13 @@ class Custody:
             log.info("the keeper is back and has everything again", held=len(self._held))
             self._watch()
             return
+
+
+def _is_reached_by(fd: int, path: str) -> bool:
+    """Whether a listening socket still is what lies at ``path``, as far as one can see."""
+    with socket.socket(fileno=os.dup(fd)) as listener, suppress(OSError):
+        return listener.getsockname() == path and os.path.exists(path)
+    return False
 
 
 def _start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -268,4 +268,4 @@ def settle_last_piece(logs: Iterable[tuple[int, ConnectionLog]], outlet: Outlet)
 
 
 def _refusal(error: KuasarError) -> Response:
-    return Response(status=Status(code=int(code_of(error).value[0]), message=error.message))
+    return Response(status=Status(code=code_of(error), message=error.message))

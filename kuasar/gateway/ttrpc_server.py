@@ -56,13 +56,12 @@ class TtrpcServer:
         Returns without giving others a turn, so what was left unanswered is begun before anything else happens.
         """
         os.makedirs(self._journal, mode=0o700, exist_ok=True)
-        inherited = self._custody.inherited("gateway/")
-        self._listener = self._listen(inherited.pop(_LISTENER, None))
-        spool, _ = inherited.pop(_SPOOL, (-1, b""))
+        self._listener = self._custody.listener(_LISTENER, self._path, _BACKLOG)
+        spool, _ = self._custody.inherited(_SPOOL).get(_SPOOL, (-1, b""))
         self._outlet = Outlet(spool if spool >= 0 else new_spool(), lambda fd: self._custody.put(_SPOOL, fd))
         if spool < 0:
             self._custody.put(_SPOOL, self._outlet.fileno())
-        self._take_over({name: fd for name, (fd, _) in inherited.items()})
+        self._take_over({name: fd for name, (fd, _) in self._custody.inherited(_TASK).items()})
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     def close(self) -> None:
@@ -78,22 +77,6 @@ class TtrpcServer:
             self._outlet.close()
 
     # -- what a predecessor has left -----------------------------------------------------------------------------------
-
-    def _listen(self, inherited: tuple[int, bytes] | None) -> socket.socket:
-        path = os.fsencode(self._path)
-        if inherited is not None:
-            fd, place = inherited
-            if place == path and _is_socket_of(fd, self._path):
-                return socket.socket(fileno=fd)
-            os.close(fd)
-        with suppress(FileNotFoundError):
-            os.unlink(self._path)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        listener.bind(self._path)
-        os.chmod(self._path, 0o600)
-        listener.listen(_BACKLOG)
-        self._custody.put(_LISTENER, listener.fileno(), path)
-        return listener
 
     def _take_over(self, inherited: dict[str, int]) -> None:
         assert self._outlet is not None
@@ -187,13 +170,6 @@ class TtrpcServer:
 def _number(name: str) -> int:
     """Of a connection's name. ValueError for another name."""
     return int(name.removeprefix(_TASK), 16)
-
-
-def _is_socket_of(fd: int, path: str) -> bool:
-    """Whether a listening socket still is what one reaches through ``path``."""
-    with socket.socket(fileno=os.dup(fd)) as listener, suppress(OSError):
-        return listener.getsockname() == path and os.path.exists(path)
-    return False
 
 
 def _peer_uid(peer: socket.socket) -> int:

@@ -57,7 +57,7 @@ class KuasarInterface:
 
     def _attach(self) -> None:
         supervisord, options = self._supervisord, self._options
-        options.poller = WakingPoller(options.poller, make_deadlines(supervisord))
+        options.poller = WakingPoller(options.poller, make_deadlines(supervisord, NAME))
         options.fork = make_fork()
         supervisord.reap = make_reaper(supervisord)
         supervisord.diff_to_active = make_diff(supervisord, NAME)
