@@ -74,6 +74,7 @@ def stack() -> Iterator[Stack]:
 def cri(stack: Stack) -> Iterator[CriClient]:
     """A CRI client of it."""
     with CriClient(stack.layout.containerd_socket, timeout=20) as client:
+        client.runtime_status()  # connects: else the first test would seem to have left the connection behind
         yield client
 
 

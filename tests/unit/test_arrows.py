@@ -16,7 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bus": {"core"},
     "agent": {"core"},
     "backends": {"core", "agent.client"},
-    "supervisor": {"core", "workers.main", "agent.main"},
+    "supervisor": {"core", "workers.main", "agent.main", "gateway.main"},
     "workers": {"core", "bus", "backends", "agent.client", "supervisor.zygote_client", "supervisor.keeper_client"},
     "gateway": {"core", "api", "bus", "supervisor.client", "supervisor.keeper_client"},
     "cli": {"core", "api", "supervisor.client"},
