@@ -58,8 +58,11 @@ class RouterEndpoint:
         self._fd = -1
         self._socket: zmq.Socket[bytes] | None = None
 
-    def open(self) -> None:
+    def open(self, listener: int = -1) -> None:
         """Bind, and receive from the running asyncio loop on.
+
+        ``listener`` is a socket that listens at the address already, and remains the caller's: one that outlives this
+        process keeps workers that connect meanwhile waiting, instead of having them try again and again.
 
         Raises :class:`Unavailable` when another process serves the address, :class:`PermissionDenied` when others than
         the owner may enter the directory, ``OSError`` for what else the path allows not.
@@ -72,7 +75,9 @@ class RouterEndpoint:
             self._socket = self._context.socket(zmq.ROUTER)
             for option, value in {**_OPTIONS, zmq.SNDHWM: self._send_queue}.items():
                 self._socket.setsockopt(option, value)
-            # libzmq unlinks what lies at the path, alive or not: that is what the lock is for.
+            if listener >= 0:
+                self._socket.setsockopt(zmq.USE_FD, os.dup(listener))
+            # Else libzmq unlinks what lies at the path, alive or not: that is what the lock is for.
             self._socket.bind(self._address)
             os.chmod(self._path, 0o600)
         except zmq.ZMQError as exc:

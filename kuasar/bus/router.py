@@ -87,11 +87,14 @@ class BusRouter:
         self._tasks: set[asyncio.Task[None]] = set()
         self._serving = False
 
-    async def start(self) -> None:
-        """Bind and serve. Raises :class:`Unavailable` when another gateway serves the address, and
-        :class:`PermissionDenied` when its directory is not ours alone."""
+    async def start(self, listener: int = -1) -> None:
+        """Bind, or take over ``listener`` (see :meth:`RouterEndpoint.open`), and serve.
+
+        Raises :class:`Unavailable` when another gateway serves the address, and :class:`PermissionDenied` when its
+        directory is not ours alone.
+        """
         self._loop = asyncio.get_running_loop()
-        self._endpoint.open()
+        self._endpoint.open(listener)
         self._serving = True
         self._spawn(self._beat())
 
@@ -110,12 +113,20 @@ class BusRouter:
     # -- calling -------------------------------------------------------------------------------------------------------
 
     async def call(
-        self, sandbox: str, op: str, body: dict[str, Any], *, key: str = "", deadline: float | None = None
+        self,
+        sandbox: str,
+        op: str,
+        body: dict[str, Any],
+        *,
+        key: str = "",
+        deadline: float | None = None,
+        acknowledge: bool = True,
     ) -> dict[str, Any]:
         """Have the worker of ``sandbox`` do ``op``; ``deadline`` is on CLOCK_MONOTONIC, None waits for ever.
 
         A ``key`` makes it safe to change things: the worker does it once, however often it is sent. Without one the
-        request may be carried out more than once, and is cancelled when the caller goes away.
+        request may be carried out more than once, and is cancelled when the caller goes away. Without ``acknowledge``
+        the worker keeps the answer until :meth:`acknowledge` is called.
 
         Raises what the worker answers; :class:`DeadlineExceeded` when it does not answer in time (what it does has an
         unknown effect then); :class:`Unavailable` when no worker is there by the deadline, or none is expected;
@@ -138,7 +149,7 @@ class BusRouter:
         finally:
             if timer is not None:
                 timer.cancel()
-            self._settle(link, pending)
+            self._settle(link, pending, acknowledge)
 
     def _refuse(self, link: Link, op: str, deadline: float | None) -> None:
         if not self._serving:
@@ -160,11 +171,17 @@ class BusRouter:
             error = Unavailable(f"{op}: the worker of sandbox {link.sandbox} was not there in time")
         pending.future.set_exception(error)
 
-    def _settle(self, link: Link, pending: Pending) -> None:
+    def acknowledge(self, sandbox: str, key: str) -> None:
+        """Nobody will ask for the answer to ``key`` again. Harmless when it is unknown."""
+        link = self._links.get(sandbox)
+        if link is not None:
+            link.acks.append(key)
+
+    def _settle(self, link: Link, pending: Pending, acknowledge: bool) -> None:
         """The call is over. Keys are acknowledged only when the answer has arrived: who gave up may ask again."""
         link.pending.pop(pending.n, None)
         if pending.answered:
-            if pending.key:
+            if pending.key and acknowledge:
                 link.acks.append(pending.key)
         elif not pending.key and pending.connection and link.alive:
             self._send(link.identity, Cancel(self.epoch, pending.n))

@@ -1,13 +1,15 @@
 """What is announced to containerd, in an order that makes sense: never the end of a process before its start.
 
 Events of workers may arrive before the answer to the request that caused them (a process that ends at once); those are
-held back until the answer has been passed on. An event that a replaced worker sends again is announced once.
+held back until the answer has been passed on. An event that a replaced worker sends again is announced once. What a
+worker has told is acknowledged only when containerd has it: until then the worker keeps it, in case we die.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,12 +28,12 @@ class Announcer:
 
     def __init__(self, publisher: EventPublisher) -> None:
         self._publisher = publisher
-        self._starting: dict[tuple[str, str, str], list[Message]] = {}
-        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._starting: dict[tuple[str, str, str], list[tuple[Message, asyncio.Future[None]]]] = {}
+        self._seen: OrderedDict[str, Awaitable[None] | None] = OrderedDict()
 
-    def announce(self, namespace: str, event: Message) -> None:
-        """Pass an event of our own making on."""
-        self._publisher.publish_task(namespace, event)
+    def announce(self, namespace: str, event: Message) -> Awaitable[None]:
+        """Pass an event of our own making on; the result is done when containerd has it, or never will."""
+        return self._publisher.publish_task(namespace, event)
 
     @contextmanager
     def starting(self, namespace: str, container: str, exec_id: str) -> Iterator[None]:
@@ -42,23 +44,32 @@ class Announcer:
             yield
         finally:
             self._starting.pop(key, None)
-            for event in held:
-                self.announce(namespace, event)
+            for event, done in held:
+                _follow(self.announce(namespace, event), done)
 
-    def from_worker(self, namespace: str, topic: str, body: dict[str, Any]) -> None:
-        """Announce what a worker or its agent has seen."""
-        if self._is_repeat(f"{topic} {body['id']}"):
-            return
+    def from_worker(self, namespace: str, topic: str, body: dict[str, Any]) -> Awaitable[None] | None:
+        """Announce what a worker or its agent has seen. The result, if any, is done when it has been dealt with."""
+        identity = f"{topic} {body['id']}"
+        if identity in self._seen:
+            return self._seen[identity]
+        handling = self._announce(namespace, topic, body)
+        self._seen[identity] = handling
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+        return handling
+
+    def _announce(self, namespace: str, topic: str, body: dict[str, Any]) -> Awaitable[None] | None:
         if topic == "task.exit":
-            self._exit(namespace, body)
-        elif topic == "task.oom":
-            self.announce(namespace, events.TaskOOM(container_id=body["container_id"]))
-        elif topic == "sandbox.exit":
+            return self._exit(namespace, body)
+        if topic == "task.oom":
+            return self.announce(namespace, events.TaskOOM(container_id=body["container_id"]))
+        if topic == "sandbox.exit":
             log.info("sandbox ended", sandbox=body["id"], status=body["exit_status"], reason=body["reason"])
         else:
             log.warning("unknown event topic", topic=topic)
+        return None
 
-    def _exit(self, namespace: str, body: dict[str, Any]) -> None:
+    def _exit(self, namespace: str, body: dict[str, Any]) -> Awaitable[None]:
         container, exec_id = body["container_id"], body["exec_id"]
         event = events.TaskExit(
             container_id=container,
@@ -68,15 +79,18 @@ class Announcer:
             exited_at=timestamp(body["exited_at"]),
         )
         held = self._starting.get((namespace, container, exec_id))
-        if held is not None:
-            held.append(event)
-            return
-        self.announce(namespace, event)
+        if held is None:
+            return self.announce(namespace, event)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        held.append((event, done))
+        return done
 
-    def _is_repeat(self, identity: str) -> bool:
-        if identity in self._seen:
-            return True
-        self._seen[identity] = None
-        if len(self._seen) > _REMEMBERED:
-            self._seen.popitem(last=False)
-        return False
+
+def _follow(first: Awaitable[None], then: asyncio.Future[None]) -> None:
+    """``then`` is done when ``first`` is."""
+    asyncio.ensure_future(first).add_done_callback(lambda _: _set(then))
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

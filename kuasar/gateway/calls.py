@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
@@ -24,6 +24,28 @@ _OPEN_ENDED = frozenset({"Wait"})
 """Methods that may stay open as long as a sandbox lives, and so do not count as in flight."""
 
 
+class Durable(Protocol):
+    """A call that is written down, so that a successor of this gateway makes it again if we die before it is
+    answered."""
+
+    key: str
+    """Of what it changes; a repetition has the same. One change per call."""
+    repeated: bool
+    """A predecessor may have begun it, and carried it out."""
+
+    def sandbox_of(self, container: str) -> str:
+        """The sandbox of ``namespace/id`` as a predecessor found it; empty if it did not."""
+        ...
+
+    def bind(self, container: str, sandbox: str) -> None:
+        """Write down which sandbox a container is in, before anything is changed there."""
+        ...
+
+    def when_answered(self, done: Callable[[], None]) -> None:
+        """Call ``done`` once the answer is safe, so that nobody will ask again."""
+        ...
+
+
 @dataclass(frozen=True)
 class Call:
     """What a service knows of the call beside its request."""
@@ -32,6 +54,13 @@ class Call:
     """containerd's namespace of the caller."""
     deadline: float | None
     """On CLOCK_MONOTONIC; None: the caller waits for ever."""
+    durable: Durable | None = None
+    """None: the call ends with this gateway, and its caller repeats it."""
+
+    @property
+    def repeated(self) -> bool:
+        """Whether it may have been carried out before, for a predecessor of this gateway."""
+        return self.durable is not None and self.durable.repeated
 
 
 class InFlight:
@@ -66,11 +95,18 @@ class Method:
         """Whether it may stay open for as long as a sandbox lives."""
         return self.name.rpartition(".")[2] in _OPEN_ENDED
 
-    async def __call__(self, request: Any, metadata: Mapping[str, str], key: str, deadline: float | None) -> Any:
+    async def __call__(
+        self,
+        request: Any,
+        metadata: Mapping[str, str],
+        key: str,
+        deadline: float | None,
+        durable: Durable | None = None,
+    ) -> Any:
         """Answer one request. ``key`` is the metadata that names the namespace. Raises only :class:`KuasarError`."""
         started = time.monotonic()
         try:
-            call = Call(_namespace_of(metadata, key), deadline)
+            call = Call(_namespace_of(metadata, key), deadline, durable)
             if self.open_ended:
                 return await self.function(request, call)
             with self.in_flight:

@@ -45,9 +45,10 @@ class ControllerService:
         sandbox = require_id(request.sandbox_id, "sandbox_id")
         engine = self._engine_of(request.sandboxer)
         config = pod_spec_of(request.options, request.netns_path)
-        if self._directory.knows(sandbox):
-            raise AlreadyExists(f"sandbox {sandbox} exists already")
-        self._directory.add_sandbox(call.namespace, sandbox, request.sandboxer)
+        # If it is known, this may be the repetition of a call during which our predecessor died: the worker knows.
+        known = self._directory.knows(sandbox)
+        if not known:
+            self._directory.add_sandbox(call.namespace, sandbox, request.sandboxer)
         try:
             await self._supervision.add(sandbox)
             body = {
@@ -58,11 +59,12 @@ class ControllerService:
                 "bundle": "",
                 "config": config,
             }
-            await self._workers.change(sandbox, "sandbox.create", body, call)
+            await self._workers.change_again(sandbox, "sandbox.create", body, call)
         except AlreadyExists:
             raise  # the worker has a sandbox that we had not heard of: it is not ours to end
         except BaseException:
-            self._give_up(sandbox, call.namespace)
+            if not known:
+                self._give_up(sandbox, call.namespace)
             raise
         self._directory.add_sandbox(call.namespace, sandbox, request.sandboxer)
         return pb.ControllerCreateResponse(sandbox_id=sandbox)
@@ -85,7 +87,7 @@ class ControllerService:
         sandbox = await self._require(request.sandbox_id, call)
         started = time.monotonic()
         try:
-            reply = await self._workers.change(sandbox, "sandbox.start", {}, call)
+            reply = await self._workers.change_again(sandbox, "sandbox.start", {}, call)
         except WrongState:
             raise  # it is running, or going already
         except KuasarError:
@@ -126,7 +128,7 @@ class ControllerService:
         except NotFound:
             return pb.ControllerStopResponse()
         grace = float(request.timeout_secs) or _DEFAULT_GRACE_SECONDS
-        reply = await self._workers.change(sandbox, "sandbox.stop", {"timeout": grace}, call)
+        reply = await self._workers.change_again(sandbox, "sandbox.stop", {"timeout": grace}, call)
         log.info("sandbox stopped", sandbox=sandbox, stage=reply["stage"])
         return pb.ControllerStopResponse()
 
@@ -162,7 +164,7 @@ class ControllerService:
         except NotFound:
             return pb.ControllerShutdownResponse()
         try:
-            await self._workers.change(sandbox, "sandbox.shutdown", {}, call)
+            await self._workers.change_again(sandbox, "sandbox.shutdown", {}, call)
         except NotFound as exc:
             log.info("the sandbox was gone already", sandbox=sandbox, why=exc)
         self._directory.forget(sandbox)
@@ -188,7 +190,7 @@ class ControllerService:
         if extension is None:
             raise InvalidArgument("sandbox.extensions: no entry 'metadata'", field="sandbox.extensions.metadata")
         body = {"config": pod_spec_of_metadata(extension.value), "fields": list(request.fields)}
-        await self._workers.change(sandbox, "sandbox.update", body, call)
+        await self._workers.change_again(sandbox, "sandbox.update", body, call)
         return pb.ControllerUpdateResponse()
 
     async def _require(self, sandbox_id: str, call: Call) -> str:

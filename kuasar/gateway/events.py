@@ -52,6 +52,8 @@ class _Queued:
     topic: str
     namespace: str
     container: str
+    done: asyncio.Future[None]
+    """Set when containerd has it, or never will."""
 
 
 class EventPublisher:
@@ -89,8 +91,9 @@ class EventPublisher:
         """How many events containerd has not taken yet."""
         return len(self._queue) + (self._current is not None)
 
-    def publish(self, namespace: str, topic: str, event: Message) -> None:
-        """Queues `event`, as it is now and with the present time, and returns at once.
+    def publish(self, namespace: str, topic: str, event: Message) -> asyncio.Future[None]:
+        """Queues `event`, as it is now and with the present time, and returns at once. The result is done when
+        containerd has the event, or has been given up on it; it never is for what waits when the publisher is closed.
 
         InvalidArgument if containerd could never take it. After `close` the event is dropped and counted.
         """
@@ -101,21 +104,24 @@ class EventPublisher:
         now = Timestamp()
         now.GetCurrentTime()
         envelope = Envelope(timestamp=now, namespace=namespace, topic=topic, event=anypb.pack(event))
-        queued = _Queued(ForwardRequest(envelope=envelope), topic, namespace, getattr(event, "container_id", ""))
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        container = getattr(event, "container_id", "")
+        queued = _Queued(ForwardRequest(envelope=envelope), topic, namespace, container, done)
         if self._closing.is_set():
             self._drop(queued, "the publisher is closed")
-            return
+            return done
         if len(self._queue) >= self._capacity:
             self._drop(self._queue.popleft(), f"the queue is full, {self._capacity} events wait for containerd")
         self._queue.append(queued)
         self._wake.set()
+        return done
 
-    def publish_task(self, namespace: str, event: Message) -> None:
+    def publish_task(self, namespace: str, event: Message) -> asyncio.Future[None]:
         """Like `publish`, under the topic that belongs to this kind of task event."""
         topic = TASK_TOPICS.get(type(event))
         if topic is None:
             raise errors.InvalidArgument(f"{event.DESCRIPTOR.full_name} is no task event", field="event")
-        self.publish(namespace, topic, event)
+        return self.publish(namespace, topic, event)
 
     async def close(self, timeout: float = 2.0) -> None:  # noqa: ASYNC109 - the budget of the whole ending
         """Sends what is queued for at most `timeout` seconds, but waits for no containerd that is away.
@@ -176,6 +182,7 @@ class EventPublisher:
             await self._pause(pause)
             pause = min(pause * 2, longest)
         self.delivered += 1
+        _settle(event)
         if failures:
             log.info("containerd takes events again", attempts=failures + 1, waiting=len(self._queue))
         return True
@@ -190,6 +197,7 @@ class EventPublisher:
 
     def _drop(self, event: _Queued, reason: str) -> None:
         self.dropped += 1
+        _settle(event)
         log.warning(
             "event dropped",
             topic=event.topic,
@@ -198,6 +206,11 @@ class EventPublisher:
             reason=reason,
             dropped=self.dropped,
         )
+
+
+def _settle(event: _Queued) -> None:
+    if not event.done.done():
+        event.done.set_result(None)
 
 
 def _report_crash(sender: asyncio.Task[None]) -> None:

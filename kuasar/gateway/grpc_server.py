@@ -14,9 +14,10 @@ from google.protobuf.message import DecodeError
 from kuasar.core.config import Config
 from kuasar.core.errors import KuasarError
 from kuasar.gateway.calls import Method
-from kuasar.gateway.status import code_of
+from kuasar.gateway.status import Code, code_of
 
 NAMESPACE_KEY = "containerd-namespace"
+_STATUS = {code: grpc.StatusCode[code.name] for code in Code}
 _FOREVER_SECONDS = 1e7
 """gRPC reports a remaining time of years for a caller that set no deadline."""
 
@@ -69,6 +70,6 @@ def _handler(method: Method) -> Callable[[Any, Any], Awaitable[Any]]:
         try:
             return await method(message, metadata, NAMESPACE_KEY, deadline)
         except KuasarError as exc:
-            await context.abort(code_of(exc), exc.message)
+            await context.abort(_STATUS[code_of(exc)], exc.message)
 
     return handle

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import time
 from typing import Any
+
+import msgpack
 
 from kuasar.bus.router import BusRouter
 from kuasar.gateway.calls import Call
@@ -25,9 +28,25 @@ class Workers:
         return await self._router.call(sandbox, op, body, deadline=_deadline(call))
 
     async def change(self, sandbox: str, op: str, body: dict[str, Any], call: Call) -> dict[str, Any]:
-        """A request that changes something: done once, however often it has to be sent."""
-        key = f"{self._router.epoch:x}.{next(self._keys)}"
-        return await self._router.call(sandbox, op, body, key=key, deadline=_deadline(call))
+        """A request that changes something: done once, however often it has to be sent.
+
+        The worker keeps the answer to a durable call until we have passed it on.
+        """
+        durable = call.durable
+        if durable is None:
+            key = f"{self._router.epoch:x}.{next(self._keys)}"
+            return await self._router.call(sandbox, op, body, key=key, deadline=_deadline(call))
+        durable.when_answered(lambda: self._router.acknowledge(sandbox, durable.key))
+        return await self._router.call(sandbox, op, body, key=durable.key, deadline=_deadline(call), acknowledge=False)
+
+    async def change_again(self, sandbox: str, op: str, body: dict[str, Any], call: Call) -> dict[str, Any]:
+        """Like :meth:`change`, for calls whose callers repeat them when we have died before the answer: the key comes
+        from what is asked, so that the repetition finds what its first try has done.
+
+        Once an answer has been passed on the same call is a new one.
+        """
+        asked = hashlib.sha256(msgpack.packb([sandbox, op, body])).hexdigest()
+        return await self._router.call(sandbox, op, body, key=f"s{asked[:40]}", deadline=_deadline(call))
 
     async def wait(self, sandbox: str, op: str, body: dict[str, Any], call: Call) -> dict[str, Any]:
         """A request that is answered when something ends, and outlives any number of workers."""

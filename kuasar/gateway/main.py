@@ -1,7 +1,9 @@
 """``kuasar-gateway``: the process that containerd talks to. Started and restarted by supervisord.
 
-One asyncio loop; no threads but gRPC's own and the one that calls supervisord; never forks (gRPC forbids it).
-Everything it knows comes from the configuration and from the workers' greetings, so it may die at any moment.
+One asyncio loop; no threads but gRPC's own, the one that loads it, and the one that calls supervisord; never forks
+(gRPC forbids it). Everything it knows comes from the configuration, from the workers' greetings and from what a
+predecessor has left with the keeper and in the journal, so it may die at any moment. What task connections need is
+loaded and started first: containers wait for it.
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ import fcntl
 import os
 import signal
 import sys
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kuasar import __version__
-from kuasar.api.gen.containerd.sandbox.v1 import controller_pb2
 from kuasar.api.gen.containerd.task.v2 import task_pb2 as task_v2_pb2
 from kuasar.api.gen.containerd.task.v3 import task_pb2 as task_v3_pb2
 from kuasar.bus.messages import Hello
@@ -27,18 +29,19 @@ from kuasar.core.config import Config, ConfigError, load
 from kuasar.core.errors import KuasarError, Unavailable
 from kuasar.gateway.announce import Announcer
 from kuasar.gateway.calls import InFlight, Method, methods_of
-from kuasar.gateway.controller import ControllerService
+from kuasar.gateway.custody import Custody
 from kuasar.gateway.directory import Directory
 from kuasar.gateway.events import EventPublisher
-from kuasar.gateway.grpc_server import make_server
 from kuasar.gateway.link import Workers
-from kuasar.gateway.supervision import Supervision
 from kuasar.gateway.tasks import TaskService
 from kuasar.gateway.ttrpc_server import TtrpcServer
-from kuasar.supervisor.client import SupervisorClient
+from kuasar.supervisor.keeper_client import Keeper
 
-_STOP_SECONDS = 1.0
+if TYPE_CHECKING:
+    from kuasar.gateway.sandbox_api import SandboxApi
+
 _RESTART_SECONDS = 1.0
+_BUS_BACKLOG = 4096
 EXIT_USAGE = 2
 EXIT_BUSY = 3
 
@@ -76,28 +79,31 @@ async def _serve(config: Config) -> None:
         publisher = await stack.enter_async_context(EventPublisher(config.containerd.events))
         announcer = Announcer(publisher)
         directory_ = Directory(config.sandboxes_dir)
-        supervision = Supervision(SupervisorClient(config.supervisor.socket))
-        stack.callback(supervision.close)
+        sandbox_api: asyncio.Future[SandboxApi] = loop.create_future()
         router = BusRouter(config.bus_address)
-        _connect(router, directory_, announcer, supervision)
-        await router.start()
+        _connect(router, directory_, announcer, sandbox_api)
+        custody = Custody(Keeper(config.supervisor.keeper))
+        stack.callback(custody.close)
+        await custody.find()
+        bus = custody.listener("gateway/bus", config.bus_address.removeprefix("ipc://"), _BUS_BACKLOG)
+        stack.callback(bus.close)
+        await router.start(bus.fileno())
         stack.push_async_callback(router.close)
         settling = asyncio.create_task(directory_.settle())
         stack.callback(settling.cancel)
 
         workers = Workers(router)
         in_flight = InFlight(config.gateway.max_requests_in_flight)
-        controller = ControllerService(config, directory_, workers, supervision)
         tasks = TaskService(config, directory_, workers, announcer)
-        controller_methods = _methods(controller_pb2, "Controller", controller, in_flight)
         # The messages of the Task API are the same in both versions but for their package.
         task_methods = _methods(task_v3_pb2, "Task", tasks, in_flight) | _methods(task_v2_pb2, "Task", tasks, in_flight)
-        ttrpc = TtrpcServer(config.gateway.task_socket, task_methods)
-        await ttrpc.start()
-        stack.push_async_callback(ttrpc.close)
-        server = make_server(config, controller_methods | task_methods)
-        await server.start()
-        stack.push_async_callback(server.stop, _STOP_SECONDS)
+        ttrpc = TtrpcServer(config.gateway.task_socket, task_methods, custody, f"{config.state_dir}/journal")
+        ttrpc.start()
+        stack.callback(ttrpc.close)
+        kind = await asyncio.to_thread(_load_sandbox_api)
+        sandbox_api.set_result(kind(config, directory_, workers, in_flight, task_methods))
+        stack.push_async_callback(sandbox_api.result().close)
+        await sandbox_api.result().start()
         log.info(
             "serving",
             version=__version__,
@@ -109,14 +115,22 @@ async def _serve(config: Config) -> None:
         log.info("stopping")
 
 
-def _connect(router: BusRouter, directory: Directory, announcer: Announcer, supervision: Supervision) -> None:
+def _load_sandbox_api() -> type[SandboxApi]:
+    from kuasar.gateway.sandbox_api import SandboxApi
+
+    return SandboxApi
+
+
+def _connect(
+    router: BusRouter, directory: Directory, announcer: Announcer, sandbox_api: asyncio.Future[SandboxApi]
+) -> None:
     """What happens when a worker greets, dies, or tells of something."""
 
     def greeted(hello: Hello) -> None:
         directory.greeted(hello)
 
-    def told(sandbox: str, topic: str, body: dict[str, Any]) -> None:
-        announcer.from_worker(directory.namespace_of(sandbox), topic, body)
+    def told(sandbox: str, topic: str, body: dict[str, Any]) -> Awaitable[None] | None:
+        return announcer.from_worker(directory.namespace_of(sandbox), topic, body)
 
     async def look_after(sandbox: str) -> None:
         """An operator may have stopped the worker: then its callers are told, instead of waiting for a successor.
@@ -125,7 +139,7 @@ def _connect(router: BusRouter, directory: Directory, announcer: Announcer, supe
         """
         await asyncio.sleep(_RESTART_SECONDS)
         try:
-            if await supervision.operator_stopped(sandbox):
+            if await (await asyncio.shield(sandbox_api)).operator_stopped(sandbox):
                 router.suspend(
                     sandbox, f"its worker was stopped by an operator (supervisorctl start sandbox:{sandbox})"
                 )

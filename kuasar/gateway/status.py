@@ -1,27 +1,45 @@
-"""The one place where our errors become gRPC codes."""
+"""The one place where our errors become gRPC codes. As numbers: ttrpc needs them before gRPC is there, which loads
+slowly."""
 
 from __future__ import annotations
 
-import grpc
+from enum import IntEnum
 
 from kuasar.core import errors
 
-_CODES: dict[str, grpc.StatusCode] = {
-    errors.Internal.kind: grpc.StatusCode.INTERNAL,
-    errors.InvalidArgument.kind: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.NotFound.kind: grpc.StatusCode.NOT_FOUND,
-    errors.AlreadyExists.kind: grpc.StatusCode.ALREADY_EXISTS,
-    errors.WrongState.kind: grpc.StatusCode.FAILED_PRECONDITION,
-    errors.Unavailable.kind: grpc.StatusCode.UNAVAILABLE,
-    errors.DeadlineExceeded.kind: grpc.StatusCode.DEADLINE_EXCEEDED,
-    errors.Unimplemented.kind: grpc.StatusCode.UNIMPLEMENTED,
-    errors.ResourceExhausted.kind: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.PermissionDenied.kind: grpc.StatusCode.PERMISSION_DENIED,
+
+class Code(IntEnum):
+    """The codes of gRPC that we answer with (google/rpc/code.proto)."""
+
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+
+
+_CODES: dict[str, Code] = {
+    errors.Internal.kind: Code.INTERNAL,
+    errors.InvalidArgument.kind: Code.INVALID_ARGUMENT,
+    errors.NotFound.kind: Code.NOT_FOUND,
+    errors.AlreadyExists.kind: Code.ALREADY_EXISTS,
+    errors.WrongState.kind: Code.FAILED_PRECONDITION,
+    errors.Unavailable.kind: Code.UNAVAILABLE,
+    errors.DeadlineExceeded.kind: Code.DEADLINE_EXCEEDED,
+    errors.Unimplemented.kind: Code.UNIMPLEMENTED,
+    errors.ResourceExhausted.kind: Code.RESOURCE_EXHAUSTED,
+    errors.PermissionDenied.kind: Code.PERMISSION_DENIED,
     # containerd reports what a runtime said as UNKNOWN: the call was right, the engine failed.
-    errors.BackendFailed.kind: grpc.StatusCode.UNKNOWN,
+    errors.BackendFailed.kind: Code.UNKNOWN,
 }
 
 
-def code_of(error: errors.KuasarError) -> grpc.StatusCode:
+def code_of(error: errors.KuasarError) -> Code:
     """The gRPC code of ``error``; every kind of the tree has one."""
     return _CODES[error.kind]

@@ -51,9 +51,10 @@ class TaskService:
         if request.checkpoint:
             raise await self._no_checkpoint(sandbox_of_bundle(request.bundle), call, "checkpoint")
         sandbox = await self._directory.require_sandbox(call.namespace, sandbox_of_bundle(request.bundle))
-        if self._directory.has_container(call.namespace, container):
+        if not call.repeated and self._directory.has_container(call.namespace, container):
             raise AlreadyExists(f"container {container} exists already in namespace {call.namespace}")
         self._directory.add_container(call.namespace, container, sandbox)
+        _bind(call, container, sandbox)
         body = {
             "id": container,
             "bundle": request.bundle,
@@ -65,9 +66,13 @@ class TaskService:
         }
         try:
             reply = await self._workers.change(sandbox, "task.create", body, call)
+        except AlreadyExists:
+            raise  # it is the container of another call
         except BaseException:
             self._directory.remove_container(call.namespace, container)
             raise
+        # Again: a worker that was replaced meanwhile did not name it when it greeted.
+        self._directory.add_container(call.namespace, container, sandbox)
         self._announcer.announce(
             call.namespace,
             events.TaskCreate(
@@ -84,8 +89,8 @@ class TaskService:
 
     async def Start(self, request: pb.StartRequest, call: Call) -> pb.StartResponse:  # noqa: N802
         """Let the first process run, or start an exec."""
-        sandbox, body = await self._process(request, call)
         with self._announcer.starting(call.namespace, request.id, request.exec_id):
+            sandbox, body = await self._process(request, call)
             reply = await self._workers.change(sandbox, "task.start", body, call)
             pid = reply["pid"]
             self._announcer.announce(
@@ -237,7 +242,17 @@ class TaskService:
         body = {"id": container}
         if hasattr(request, "exec_id"):
             body["exec_id"] = require_id(request.exec_id, "exec_id") if request.exec_id else ""
-        return await self._directory.require_container(call.namespace, container), body
+        known = call.durable.sandbox_of(f"{call.namespace}/{container}") if call.durable and call.repeated else ""
+        sandbox = known or await self._directory.require_container(call.namespace, container)
+        _bind(call, container, sandbox)
+        return sandbox, body
+
+
+def _bind(call: Call, container: str, sandbox: str) -> None:
+    """For a successor: by the time it repeats the call the container may be gone, and nobody could tell where it
+    was."""
+    if call.durable is not None:
+        call.durable.bind(f"{call.namespace}/{container}", sandbox)
 
 
 def _mount(mount: mount_pb2.Mount) -> dict[str, Any]:

@@ -1,7 +1,12 @@
 """Services over ttrpc: the Task API as containerd's shims speak it, at a third of gRPC's cost per call.
 
-One listening socket, one connection per container of containerd's. A connection that breaks the protocol is closed; a
-request that does not decode, or that nobody serves, is answered with its status. Peers must be root or us.
+One listening socket, one connection per container of containerd's. containerd takes a container for dead when its
+connection breaks, so the connections survive us: the keeper has them, and the listening socket, and a successor goes on
+where we stopped (`ttrpc_connection.py`; the decision is docs/decisions/0006). Peers must be root or us.
+
+Names with the keeper: ``gateway/listener``, ``gateway/spool`` (`outlet.py`), ``gateway/task/<connection number in
+hex>``. Connections are numbered in nanoseconds since the epoch, counting on from the server's start, so that no number
+comes twice.
 """
 
 from __future__ import annotations
@@ -11,172 +16,160 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any
 
-from google.protobuf.message import DecodeError
-
-from kuasar.api.gen.ttrpc.ttrpc_pb2 import Request, Response, Status
 from kuasar.core import log
-from kuasar.core.errors import InvalidArgument, KuasarError, ResourceExhausted, Unimplemented
-from kuasar.gateway.calls import Method
-from kuasar.gateway.status import code_of
-from kuasar.gateway.ttrpc import FrameType, Header, ProtocolError, encode_frame
+from kuasar.core.errors import KuasarError
+from kuasar.gateway.connection_log import ConnectionLog
+from kuasar.gateway.custody import Custody
+from kuasar.gateway.outlet import Outlet, new_spool
+from kuasar.gateway.ttrpc_connection import Connection, Services, settle_last_piece
 
-NAMESPACE_KEY = "containerd-namespace-ttrpc"
+__all__ = ["Services", "TtrpcServer"]
+
 _BACKLOG = 512
-_MAX_CALLS = 1024
-"""Calls under way on one connection; more are refused."""
-_MAX_UNSENT = 16 * 1024 * 1024
-"""Bytes a peer may leave unread before it is cut off."""
-
-Services = dict[str, dict[str, Method]]
+_ACCEPTS = 32
+"""At a time; then others have their turn."""
+_SHORT_SECONDS = 0.2
+_LISTENER = "gateway/listener"
+_SPOOL = "gateway/spool"
+_TASK = "gateway/task/"
 
 
 class TtrpcServer:
-    """Serves from :meth:`start` to :meth:`close`."""
+    """Serves from :meth:`start` to :meth:`close`. ``journal`` is a directory of its own, on tmpfs."""
 
-    def __init__(self, path: str, services: Services) -> None:
+    def __init__(self, path: str, services: Services, custody: Custody, journal: str) -> None:
         self._path = path
         self._services = services
-        self._server: asyncio.Server | None = None
-        self.connections: set[_Connection] = set()
+        self._custody = custody
+        self._journal = journal
+        self._listener: socket.socket | None = None
+        self._outlet: Outlet | None = None
+        self._next = time.time_ns()
+        self.connections: set[Connection] = set()
 
-    async def start(self) -> None:
-        """Listen. What lies at the path is dead: the caller holds the gateway's lock."""
-        with suppress(FileNotFoundError):
-            os.unlink(self._path)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        listener.bind(self._path)
-        os.chmod(self._path, 0o600)
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(
-            lambda: _Connection(self._services, self.connections), sock=listener, backlog=_BACKLOG
-        )
+    def start(self) -> None:
+        """Take over what a predecessor has left, then listen. Nobody else may serve the path: the caller holds the
+        lock.
 
-    async def close(self) -> None:
-        """Stop listening and end all connections; calls under way end with them."""
-        if self._server is not None:
-            self._server.close()
-        for connection in list(self.connections):
-            connection.abort("the gateway is stopping")
+        Returns without giving others a turn, so what was left unanswered is begun before anything else happens.
+        """
+        os.makedirs(self._journal, mode=0o700, exist_ok=True)
+        self._listener = self._custody.listener(_LISTENER, self._path, _BACKLOG)
+        spool, _ = self._custody.inherited(_SPOOL).get(_SPOOL, (-1, b""))
+        self._outlet = Outlet(spool if spool >= 0 else new_spool(), lambda fd: self._custody.put(_SPOOL, fd))
+        if spool < 0:
+            self._custody.put(_SPOOL, self._outlet.fileno())
+        self._take_over({name: fd for name, (fd, _) in self._custody.inherited(_TASK).items()})
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
+    def close(self) -> None:
+        """Stop serving; everything stays as it is for a successor. Harmless to repeat."""
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
+        for connection in self.connections:
+            connection.detach()
+        self.connections.clear()
+        if self._outlet is not None:
+            self._outlet.close()
 
-class _Connection(asyncio.Protocol):
-    """One client. Frames in, answers out, in whatever order they are ready."""
+    # -- what a predecessor has left -----------------------------------------------------------------------------------
 
-    def __init__(self, services: Services, connections: set[_Connection]) -> None:
-        self._services = services
-        self._connections = connections
-        self._buffer = bytearray()
-        self._calls: set[asyncio.Task[None]] = set()
-        self._waits: set[asyncio.Task[None]] = set()
-        self._last_stream = 0
-        self._transport: asyncio.Transport | None = None
+    def _take_over(self, inherited: dict[str, int]) -> None:
+        assert self._outlet is not None
+        found: list[tuple[int, socket.socket, ConnectionLog]] = []
+        for name, fd in inherited.items():
+            peer = socket.socket(fileno=fd)
+            try:
+                number = _number(name)
+                found.append((number, peer, self._open_log(number, peer)))
+            except (KuasarError, OSError, ValueError) as exc:
+                log.error("a connection of our predecessor is lost", name=name, error=exc)
+                self._give_up(name, peer)
+        settle_last_piece([(number, connection_log) for number, _, connection_log in found], self._outlet)
+        names = {f"{number:x}" for number, _, _ in found}
+        for entry in os.listdir(self._journal):
+            if entry not in names:
+                os.unlink(f"{self._journal}/{entry}")
+        for number, peer, connection_log in found:
+            self._serve(number, peer, connection_log)
+        if found:
+            calls = sum(len(connection_log.exchange.requests) for _, _, connection_log in found)
+            log.info("took over from a predecessor", connections=len(found), unanswered=calls)
 
-    # -- the transport -----------------------------------------------------------------------------------------------
+    def _open_log(self, number: int, peer: socket.socket) -> ConnectionLog:
+        path = f"{self._journal}/{number:x}"
+        try:
+            return ConnectionLog.open(path, peer)
+        except FileNotFoundError:
+            return ConnectionLog.create(path, peer)  # accepted, but nothing was read yet
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        uid = _peer_uid(transport.get_extra_info("socket"))
+    def _give_up(self, name: str, peer: socket.socket) -> None:
+        with suppress(OSError):
+            peer.shutdown(socket.SHUT_RDWR)
+        self._custody.drop(name)
+        peer.close()
+
+    # -- connections ---------------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS):
+            if self._listener is None:
+                return
+            number = self._next
+            self._next += 1
+            name = f"{_TASK}{number:x}"
+            try:
+                peer = self._custody.accept(self._listener, _LISTENER, name)
+                if peer is None:
+                    return
+                self._admit(number, name, peer)
+            except OSError as exc:
+                log.error("a task connection could not be accepted", error=exc)
+                self._pause()
+                return
+
+    def _admit(self, number: int, name: str, peer: socket.socket) -> None:
+        uid = _peer_uid(peer)
         if uid not in (0, os.geteuid()):
             log.warning("a peer of another user was turned away", uid=uid)
-            transport.abort()
+            self._give_up(name, peer)
             return
-        transport.set_write_buffer_limits(high=_MAX_UNSENT)
-        self._transport = transport
-        self._connections.add(self)
-
-    def pause_writing(self) -> None:
-        """The peer does not read its answers."""
-        self.abort(f"more than {_MAX_UNSENT} bytes of answers are unread")
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        self._connections.discard(self)
-        for task in self._waits:
-            task.cancel()  # what changes something goes on: it was asked for
-
-    def abort(self, why: str) -> None:
-        """End the connection now."""
-        if self._transport is not None:
-            log.warning("ttrpc connection ended", why=why)
-            self._transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
         try:
-            while len(self._buffer) >= Header.SIZE:
-                header = Header.decode(bytes(self._buffer[: Header.SIZE]))
-                end = Header.SIZE + header.length
-                if len(self._buffer) < end:
-                    return
-                payload = bytes(self._buffer[Header.SIZE : end])
-                del self._buffer[:end]
-                self._frame(header, payload)
-        except ProtocolError as exc:
-            self._buffer.clear()
-            self.abort(str(exc))
+            connection_log = ConnectionLog.create(f"{self._journal}/{number:x}", peer)
+        except OSError:
+            self._give_up(name, peer)
+            raise
+        self._serve(number, peer, connection_log)
 
-    # -- calls -------------------------------------------------------------------------------------------------------
+    def _serve(self, number: int, peer: socket.socket, connection_log: ConnectionLog) -> None:
+        assert self._outlet is not None
+        connection = Connection(number, peer, connection_log, self._outlet, self._services, self._ended)
+        self.connections.add(connection)
+        connection.start()
 
-    def _frame(self, header: Header, payload: bytes) -> None:
-        if header.type is not FrameType.REQUEST:
-            raise ProtocolError(
-                f"a frame of type {header.type.name}: only unary calls are served", stream=header.stream
-            )
-        if header.stream % 2 == 0 or header.stream <= self._last_stream:
-            raise ProtocolError(f"stream {header.stream} after {self._last_stream}", stream=header.stream)
-        self._last_stream = header.stream
-        try:
-            if len(self._calls) >= _MAX_CALLS:
-                raise ResourceExhausted(f"{_MAX_CALLS} calls are under way on this connection")
-            request, method = self._look_up(payload)
-        except KuasarError as exc:
-            self._refuse(header.stream, exc)
-            return
-        self._spawn(self._answer(header.stream, request, method), method.open_ended)
+    def _ended(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        self._custody.drop(f"{_TASK}{connection.number:x}")
 
-    def _look_up(self, payload: bytes) -> tuple[Request, Method]:
-        try:
-            request = Request.FromString(payload)
-        except DecodeError as exc:
-            raise InvalidArgument(f"not a ttrpc request: {exc}", field="request") from exc
-        methods = self._services.get(request.service)
-        if methods is None:
-            raise Unimplemented(f"service {request.service!r} is not served here", capability=request.service)
-        method = methods.get(request.method)
-        if method is None:
-            raise Unimplemented(f"{request.service} has no method {request.method!r}", capability=request.method)
-        return request, method
+    def _pause(self) -> None:
+        """Short of descriptors: who waits to be accepted would otherwise keep the loop busy."""
+        loop = asyncio.get_running_loop()
+        if self._listener is not None:
+            loop.remove_reader(self._listener)
+            loop.call_later(_SHORT_SECONDS, self._resume)
 
-    def _spawn(self, coro: Coroutine[Any, Any, None], open_ended: bool) -> None:
-        task = asyncio.get_running_loop().create_task(coro)
-        for tasks in (self._calls, self._waits) if open_ended else (self._calls,):
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+    def _resume(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
-    async def _answer(self, stream: int, request: Request, method: Method) -> None:
-        deadline = time.monotonic() + request.timeout_nano / 1e9 if request.timeout_nano > 0 else None
-        metadata = {entry.key: entry.value for entry in request.metadata}
-        try:
-            try:
-                message = method.request.FromString(request.payload)
-            except DecodeError as exc:
-                raise InvalidArgument(f"{method.name}: the request does not decode: {exc}", field="payload") from exc
-            response = await method(message, metadata, NAMESPACE_KEY, deadline)
-            self._send(stream, Response(payload=response.SerializeToString()))
-        except KuasarError as exc:
-            self._refuse(stream, exc)
 
-    def _refuse(self, stream: int, error: KuasarError) -> None:
-        code = int(code_of(error).value[0])
-        self._send(stream, Response(status=Status(code=code, message=error.message)))
-
-    def _send(self, stream: int, response: Response) -> None:
-        if self._transport is not None:
-            self._transport.write(encode_frame(stream, FrameType.RESPONSE, response.SerializeToString()))
+def _number(name: str) -> int:
+    """Of a connection's name. ValueError for another name."""
+    return int(name.removeprefix(_TASK), 16)
 
 
 def _peer_uid(peer: socket.socket) -> int:

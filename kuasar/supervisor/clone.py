@@ -77,6 +77,11 @@ def set_parent_death_signal(parent: int) -> None:
         os._exit(0)
 
 
+def outlive_parent() -> None:
+    """Undo :func:`set_parent_death_signal`, which supervisord's children are born with."""
+    _prctl(_PR_SET_PDEATHSIG, 0)
+
+
 def become_subreaper() -> None:
     """From now on orphaned descendants become children of this process. Not inherited by children."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)

@@ -42,6 +42,7 @@ from kuasar.core.errors import (
     wrap,
 )
 from kuasar.supervisor import keeper_client, keeper_wire
+from kuasar.supervisor.clone import outlive_parent
 from kuasar.supervisor.keeper_wire import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, Reply, Request
 
 _BACKLOG = 1024
@@ -329,6 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load(options.config)
         log.configure(config.log_level, process="keeper")
+        outlive_parent()
         path = config.supervisor.keeper
         store = Store(budget())
         old = inherit(path, store)

@@ -1,4 +1,4 @@
-"""How a worker comes into being: cloned from the zygote, or, where that is away, executed as a program of its own.
+"""How workers and the gateway come into being: cloned from the zygote, or, where that is away, executed as programs.
 
 Called by supervisord between its own book-keeping before and after a fork, so all it has to give back is a pid (or 0 in
 the child of a real fork, which then goes on to exec).
@@ -39,18 +39,28 @@ class Launcher:
 
     def fork(self, sandbox: str, pipes: Mapping[str, int], exec_fork: Callable[[], int]) -> tuple[int, str]:
         """Give (pid, "zygote" or "exec"); pid 0 means: this is the child of ``exec_fork``, execute the command."""
+        request = {"kind": "worker", "title": f"kuasar-worker {sandbox}", "args": {"sandbox": sandbox}, "flags": 0}
+        return self._fork(f"sandbox:{sandbox}", request, pipes, exec_fork)
+
+    def fork_gateway(self, process: Any, exec_fork: Callable[[], int]) -> int:
+        """Give the pid of the gateway, whose supervisord ``process`` is being started, or 0 as :meth:`fork` does."""
+        request = {"kind": "gateway", "title": "kuasar-gateway", "args": {}, "flags": 0}
+        return self._fork("gateway", request, process.pipes, exec_fork)[0]
+
+    def _fork(
+        self, name: str, request: Mapping[str, Any], pipes: Mapping[str, int], exec_fork: Callable[[], int]
+    ) -> tuple[int, str]:
         try:
-            return self._clone(sandbox, pipes), "zygote"
+            return self._clone(request, pipes), "zygote"
         except Unavailable as exc:
             if exc.data.get("hung"):
                 self._shunned_until = time.monotonic() + SHUN_SECONDS
-            self._logger.warn(f"sandbox:{sandbox}: {exc}; executing the worker instead")
+            self._logger.warn(f"{name}: {exc}; executing it instead")
         return exec_fork(), "exec"
 
-    def _clone(self, sandbox: str, pipes: Mapping[str, int]) -> int:
+    def _clone(self, request: Mapping[str, Any], pipes: Mapping[str, int]) -> int:
         if time.monotonic() < self._shunned_until:
             raise Unavailable("the zygote did not answer a moment ago")
-        request = {"kind": "worker", "title": f"kuasar-worker {sandbox}", "args": {"sandbox": sandbox}, "flags": 0}
         fds = [pipes["child_stdin"], pipes["child_stdout"], pipes["child_stdout"]]
         with zygote_client.fork(self._config.supervisor.zygote, request, fds, ZYGOTE_SECONDS) as clone:
             clone.commit()

@@ -25,9 +25,7 @@ from supervisor.states import ProcessStates
 
 from kuasar.core.spawn import Exit
 from kuasar.supervisor.clone import HANDLED_SIGNALS, set_parent_death_signal
-
-LONGEST_BACKOFF = 30
-"""Seconds between two attempts at a program of the configuration file that does not stay up (gateway, zygote)."""
+from kuasar.supervisor.policy import pause_after
 
 
 class WakingPoller:
@@ -73,16 +71,25 @@ class WakingPoller:
         self._inner.close()
 
 
-def make_deadlines(supervisord: Any) -> Callable[[], float | None]:
-    """When the next process that is backing off is due (``time.time``); also caps what the stock policy makes of it."""
+def make_deadlines(supervisord: Any, ours: str) -> Callable[[], float | None]:
+    """When the next process that is backing off is due (``time.time``).
+
+    Also puts our policy in place of the stock one, which waits a second more after each life of under a second, for
+    programs of the configuration file (gateway, zygote, keeper). The group ``ours`` has it already.
+    """
+    adjusted: dict[tuple[str, str], int] = {}
 
     def next_deadline() -> float | None:
         soonest: float | None = None
-        for group in supervisord.process_groups.values():
-            for process in group.processes.values():
-                if process.state == ProcessStates.BACKOFF:
-                    process.backoff = min(process.backoff, LONGEST_BACKOFF)
-                    soonest = process.delay if soonest is None else min(soonest, process.delay)
+        for name, group in supervisord.process_groups.items():
+            for program, process in group.processes.items():
+                if process.state != ProcessStates.BACKOFF:
+                    adjusted.pop((name, program), None)
+                    continue
+                if name != ours and adjusted.get((name, program)) != process.backoff:
+                    process.delay += pause_after(process.backoff) - process.backoff
+                    adjusted[name, program] = process.backoff
+                soonest = process.delay if soonest is None else min(soonest, process.delay)
         return soonest
 
     return next_deadline

@@ -16,6 +16,14 @@ FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 30.0
 
 
+def pause_after(short_lives: int) -> float:
+    """Seconds until the next start, after so many short lives in a row."""
+    doublings = short_lives - FREE_RESTARTS - 1
+    if doublings < 0:
+        return 0.0
+    return min(FIRST_PAUSE * 2.0 ** min(doublings, 32), LONGEST_PAUSE)
+
+
 @dataclass
 class RestartPolicy:
     """The score of one worker."""
@@ -29,10 +37,7 @@ class RestartPolicy:
             self.short_lives = 0
             return 0.0
         self.short_lives += 1
-        doublings = self.short_lives - FREE_RESTARTS - 1
-        if doublings < 0:
-            return 0.0
-        return min(FIRST_PAUSE * 2.0 ** min(doublings, 32), LONGEST_PAUSE)
+        return pause_after(self.short_lives)
 
     def forgive(self) -> None:
         """An operator starts it by hand: begin anew."""

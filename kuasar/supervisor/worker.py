@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -114,18 +115,20 @@ class WorkerConfig(ProcessConfig):  # type: ignore[misc]  # supervisor has no ty
         return {read_end: output}, pipes
 
 
-class _ForkingOptions:
-    """supervisord's options as one worker sees them: all the same, except how to fork."""
+class ForkingOptions:
+    """supervisord's options as one process sees them: all the same, except how to fork."""
 
-    def __init__(self, options: Any, worker: Worker) -> None:
+    def __init__(self, options: Any, fork: Callable[[Callable[[], int]], int]) -> None:
+        """``fork`` is given the stock one."""
         self._options = options
-        self._worker = worker
+        self._fork = fork
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._options, name)
 
     def fork(self) -> int:
-        return self._worker.fork(self._options.fork)
+        """Called by the stock ``spawn``."""
+        return self._fork(self._options.fork)
 
 
 class Worker(Subprocess):  # type: ignore[misc]  # supervisor has no types
@@ -134,7 +137,7 @@ class Worker(Subprocess):  # type: ignore[misc]  # supervisor has no types
     delay: float
 
     def __init__(self, config: WorkerConfig, group: SandboxGroup) -> None:
-        config.options = _ForkingOptions(config.options, self)
+        config.options = ForkingOptions(config.options, self.fork)
         super().__init__(config)
         self.group = group
         self.restarts = 0

@@ -1,10 +1,10 @@
-"""The zygote: a warm, single-threaded Python that becomes a worker, an agent or a program in milliseconds.
+"""The zygote: a warm, single-threaded Python that becomes a worker, an agent, the gateway or a program in milliseconds.
 
 Started by supervisord, ended with it (parent death signal). It owns one listening socket (0600, in a 0700 directory)
 and nothing else: killing it harms nobody, the next one is there after 0.2 s, and until then requesters start programs
-the slow way. Workers are cloned with CLONE_PARENT, so they are supervisord's own children and only supervisord may ask
-for them; agents get new namespaces and outlive everybody (SIGCHLD is ignored here: the kernel reaps them), and so do
-the programs of a sandbox (``program.py``), which are executed in its cgroup.
+the slow way. Workers and gateway are cloned with CLONE_PARENT, so they are supervisord's own children and only
+supervisord may ask for them; agents get new namespaces and outlive everybody (SIGCHLD is ignored here: the kernel reaps
+them), and so do the programs of a sandbox (``program.py``), which are executed in its cgroup.
 
 The protocol is in ``zygote_wire.py``. A request that is malformed, too large, or from another user is answered with the
 reason and forgotten. The configuration is parsed once, here; workers get the parsed object.
@@ -90,11 +90,19 @@ def _run_program(args: dict[str, Any], _: Config) -> int:
     run(args)
 
 
+def _run_gateway(_: dict[str, Any], config: Config) -> int:
+    from kuasar.gateway.main import main
+
+    # It reads the configuration as it is now: an operator restarts the gateway to have a change noticed.
+    return main(["--config", config.path] if config.path else [])
+
+
 WORKER = Kind(_run_worker, range(3, 4), lambda fds, _: list(fds), child_of_requester=True)
 AGENT = Kind(_run_agent, range(2, 3), lambda fds, null: [null, fds[1], fds[1], fds[0]])
+GATEWAY = Kind(_run_gateway, range(3, 4), lambda fds, _: list(fds), child_of_requester=True)
 PROGRAM = Kind(_run_program, range(1, zygote_wire.MAX_DESCRIPTORS + 1), lambda fds, null: [null, fds[0], *fds])
-KINDS: Mapping[str, Kind] = {"worker": WORKER, "agent": AGENT, "program": PROGRAM}
-_MAINS = ("kuasar.workers.main", "kuasar.agent.main", "kuasar.supervisor.program")
+KINDS: Mapping[str, Kind] = {"worker": WORKER, "agent": AGENT, "gateway": GATEWAY, "program": PROGRAM}
+_MAINS = ("kuasar.workers.main", "kuasar.agent.main", "kuasar.gateway.main", "kuasar.supervisor.program")
 # Of CPython's allocator for small objects (Objects/obmalloc.c) and of its bytes objects.
 _POOL_BYTES, _POOL_HEADER, _LARGEST_SMALL_OBJECT, _BYTES_OVERHEAD = 16384, 48, 512, 33
 _MOST_FILLED_BYTES = 1 << 20

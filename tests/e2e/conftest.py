@@ -77,6 +77,7 @@ def stack() -> Iterator[Stack]:
 def cri(stack: Stack) -> Iterator[CriClient]:
     """A CRI client of it."""
     with CriClient(stack.layout.containerd_socket, timeout=CALL_SECONDS) as client:
+        client.runtime_status()  # connects: else the first test would seem to have left the connection behind
         yield client
 
 

@@ -10,7 +10,14 @@ from scripts.stack import Stack
 from tests.e2e import cgroups
 
 # of processes that come and go with containerd's calls, and of the stack itself
-_PROGRAMS = ("containerd ", "kuasar.gateway", "kuasar.supervisor", "supervisor.supervisord", "kuasar-zygote")
+_PROGRAMS = (
+    "containerd ",
+    "kuasar.gateway",
+    "kuasar-gateway",
+    "kuasar.supervisor",
+    "supervisor.supervisord",
+    "kuasar-zygote",
+)
 
 
 def present(stack: Stack) -> set[str]:

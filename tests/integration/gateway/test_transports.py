@@ -20,9 +20,11 @@ from kuasar.api.gen.ttrpc.ttrpc_pb2 import Request
 from kuasar.core.config import Config, Gateway
 from kuasar.core.errors import NotFound
 from kuasar.gateway.calls import Call, InFlight, methods_of
+from kuasar.gateway.custody import Custody
 from kuasar.gateway.grpc_server import make_server
 from kuasar.gateway.ttrpc import CallRefused, FrameType, TtrpcClient, encode_frame
 from kuasar.gateway.ttrpc_server import TtrpcServer
+from kuasar.supervisor.keeper_client import Keeper
 
 T = TypeVar("T")
 SERVICE = pb.DESCRIPTOR.services_by_name["Task"]
@@ -72,7 +74,8 @@ class Served:
         self.path = f"{root}/task.sock"
         self.grpc_path = f"{root}/grpc.sock"
         methods = {SERVICE.full_name: methods_of(SERVICE, self.answers, InFlight(limit))}
-        self.ttrpc = TtrpcServer(self.path, methods)
+        self.custody = Custody(Keeper(f"{root}/no-keeper.sock"))
+        self.ttrpc = TtrpcServer(self.path, methods, self.custody, f"{root}/journal")
         self.grpc = make_server(Config(gateway=Gateway(socket=self.grpc_path, max_message_bytes=1 << 20)), methods)
         self.client = TtrpcClient(self.path)
 
@@ -86,13 +89,14 @@ class Served:
 async def served(limit: int = 100) -> AsyncIterator[Served]:
     with tempfile.TemporaryDirectory(prefix="kg", dir="/tmp") as root:
         made = Served(root, limit)
-        await made.ttrpc.start()
+        made.ttrpc.start()
         await made.grpc.start()
         try:
             yield made
         finally:
             await made.client.close()
-            await made.ttrpc.close()
+            made.ttrpc.close()
+            made.custody.close()
             await made.grpc.stop(None)
 
 

@@ -151,7 +151,7 @@ class Stack:
 
     daemon: Daemon
 
-    def __init__(self, directory: str, zygote: bool = True, daemon: bool = True) -> None:
+    def __init__(self, directory: str, zygote: bool = True, daemon: bool = True, keeper: bool = False) -> None:
         self.directory = directory
         toml = f"{directory}/kuasar.toml"
         Path(toml).write_text(
@@ -171,8 +171,8 @@ class Stack:
         ):
             assert ours in text
             text = text.replace(ours, theirs)
-        # lives on when supervisord is killed, which is tested on its own (test_keeper.py)
-        text = re.sub(r"(?s)\[program:keeper\].*?(?=\[program:gateway\])", "", text)
+        if not keeper:  # it lives on when supervisord is killed; then the test must see to its end
+            text = re.sub(r"(?s)\[program:keeper\].*?(?=\[program:gateway\])", "", text)
         if not zygote:
             text = re.sub(r"(?s)\[program:zygote\].*?(?=\[program:gateway\])", "", text)
         self.conf = f"{directory}/supervisord.conf"

@@ -22,7 +22,7 @@ def test_workers_are_executed_while_the_zygote_is_away(stack: Stack) -> None:
     assert executed.facts["ppid"] == stack.daemon.process.pid
     assert executed.facts["fds"] == [0, 1, 2]
     assert stack.client.state("executed")["started_by"] == "exec"
-    stack.daemon.wait_line("sandbox:executed: .*is away.*executing the worker instead")
+    stack.daemon.wait_line("sandbox:executed: .*is away.*executing it instead")
     before.ask("print alive")
 
     stack.ctl("start", "zygote")

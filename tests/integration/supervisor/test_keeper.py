@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import pytest
 from kuasar.core.errors import InvalidArgument, NotFound, PermissionDenied, ResourceExhausted, Unavailable
 from kuasar.supervisor import keeper, keeper_wire
 from kuasar.supervisor.keeper_client import Keeper
-from tests.integration.supervisor.stack import PATIENCE, ROOT
+from tests.deadline import eventually
+from tests.integration.supervisor.stack import PATIENCE, ROOT, Stack
 
 HOLDER = """
 import os, sys
@@ -28,16 +30,6 @@ os.lseek(file, 3, os.SEEK_SET)
 keeper.put("holder/file", [file], b"meta")
 print("put", flush=True)
 sys.stdin.read()
-"""
-PARENT = """
-import subprocess, sys
-keeper = subprocess.Popen(
-    [sys.argv[1], "-m", "kuasar.supervisor.keeper", "--config", sys.argv[2]], stderr=subprocess.PIPE
-)
-while b"keeper is listening" not in keeper.stderr.readline():
-    pass
-print(keeper.pid, flush=True)
-keeper.wait()
 """
 
 
@@ -358,29 +350,46 @@ def test_an_open_directory_is_refused(config: Path, socket_path: str) -> None:
         keeper.listen(socket_path)
 
 
-def test_it_lives_on_when_its_parent_is_killed(config: Path, socket_path: str) -> None:
-    """So that the death of supervisord, which takes all holders along, closes nothing."""
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, sys.executable, str(config)],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-    )
-    assert parent.stdout is not None
-    orphan = os.pidfd_open(int(parent.stdout.readline()))
-    client = Keeper(socket_path)
+def test_supervisord_is_killed_and_nothing_is_closed(directory: str, no_leaks: None) -> None:
+    """All holders die with supervisord; the next one's keeper takes everything over."""
+    stack = Stack(directory, keeper=True)
+    client = Keeper(stack.config.supervisor.keeper)
     try:
+        eventually(lambda: is_there(client), "the keeper listens", timeout=PATIENCE)
         put_pipe(client, "a", b"kept")
-        parent.kill()
-        parent.wait()
-        client.close()  # as if the holder, too, had been killed
-        successor = Process(config)
-        try:
-            assert select.select([orphan], [], [], PATIENCE)[0] == [orphan]
-            assert contents(client, "a") == b"kept"
-        finally:
-            client.close()
-            successor.end()
-    finally:
+        client.close()  # as if we had been killed, too
+        orphan = os.pidfd_open(int(stack.ctl("pid", "keeper")))
+        os.kill(stack.daemon.process.pid, signal.SIGKILL)
+        stack.daemon.wait_end()
+        stack.restart()
+        assert select.select([orphan], [], [], PATIENCE)[0] == [orphan]
         os.close(orphan)
-        parent.stdout.close()
+        eventually(lambda: is_there(client), "its successor listens", timeout=PATIENCE)
+        assert contents(client, "a") == b"kept"
+    finally:
+        client.close()
+        stack.close()
+
+
+def test_a_program_that_dies_twice_is_back_at_once(directory: str, no_leaks: None) -> None:
+    """Stock supervisord waits a second longer each time."""
+    stack = Stack(directory, keeper=True)
+    client = Keeper(stack.config.supervisor.keeper)
+    try:
+        for _ in range(4):
+            eventually(lambda: is_there(client), "the keeper listens", timeout=PATIENCE)
+            client.close()
+            os.kill(int(stack.ctl("pid", "keeper")), signal.SIGKILL)
+            stack.daemon.wait_line("exited: keeper")
+            stack.daemon.wait_line("spawned: 'keeper'")
+    finally:
+        client.close()
+        stack.close()
+
+
+def is_there(client: Keeper) -> bool:
+    try:
+        client.list("")
+    except Unavailable:
+        return False
+    return True
