@@ -17,6 +17,7 @@ import msgpack
 
 from kuasar.core import log
 from kuasar.core.errors import BackendFailed, wrap
+from kuasar.core.failpoints import failpoint
 from kuasar.workers.pod import PodSpec
 
 VERSION = 1
@@ -109,10 +110,12 @@ class SandboxDirectory:
         if (kind, name) not in self.record.holdings:
             self.record.holdings.append((kind, name))
             self.save()
+        failpoint(f"record.{kind}")
 
     def released(self, kind: str, name: str) -> None:
         """Strike out what has been freed. Repeating is harmless."""
         assert self.record is not None
+        failpoint(f"freed.{kind}")
         if (kind, name) in self.record.holdings:
             self.record.holdings.remove((kind, name))
             self.save()
@@ -162,4 +165,5 @@ def _replace(path: str, data: bytes) -> None:
             view = view[os.write(fd, view) :]
     finally:
         os.close(fd)
+    failpoint("record.written")
     os.replace(temporary, path)

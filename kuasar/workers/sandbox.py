@@ -19,6 +19,7 @@ from kuasar.core import cgroup, log
 from kuasar.core.aio import Future, Loop, Task
 from kuasar.core.config import Config
 from kuasar.core.errors import AlreadyExists, InvalidArgument, KuasarError, NotFound, Unimplemented, WrongState, wrap
+from kuasar.core.failpoints import failpoint
 from kuasar.core.spawn import Children
 from kuasar.workers.files import pod_hostname, write_pod_files
 from kuasar.workers.host import WorkerHost
@@ -307,6 +308,7 @@ class Sandbox:
                 self.machine.to(State.STOPPED)
             await self._release()
         self.directory.remove()
+        failpoint("worker.removed")
         for path in (f"{self._config.sandbox_log_dir}/{self.id}.agent.log", self.console_path):
             with suppress(FileNotFoundError):
                 os.unlink(path)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import Ended
 from kuasar.core import cgroup, log
 from kuasar.core.errors import KuasarError, NotFound, Unavailable, WrongState
+from kuasar.core.failpoints import failpoint
 from kuasar.core.ids import require_id
 from kuasar.core.threads import in_thread
 from kuasar.workers.keeping import Keeper
@@ -25,6 +27,7 @@ from kuasar.workers.stdio import Stdio
 
 _MOVING = frozenset({"task.create", "task.exec"})
 _STREAMS = ("stdin", "stdout", "stderr", "terminal")
+_UNMAKE_SECONDS = 10.0
 KILLED = 137
 """Exit status of a process that died with its machine: 128 + SIGKILL."""
 
@@ -91,18 +94,31 @@ class Tasks:
             sandbox.record.containers[container_id] = {**facts, "cgroup": path, "pid": 0}
             sandbox.directory.save()
         try:
+            failpoint("task.recorded")
             streams = self._stdio.open(container_id, "", body) if self._relays else {}
             lent = await backend.lend(container_id, body["bundle"], spec, body["rootfs"], deadline)
+            failpoint("task.lent")
             add_pod_mounts(lent.spec, backend.files_dir, sandbox.shm_dir)
             request = {**body, **streams, "spec": lent.spec, "rootfs": lent.rootfs}
             reply = await sandbox.call_agent("task.create", request, key, deadline)
+            failpoint("task.made")
+            sandbox.record.containers[container_id]["pid"] = reply["pid"]
+            sandbox.directory.save()
         except Exception:
             if not known and sandbox.state is State.READY:
+                await self._unmake(container_id)
                 await self._forget(container_id)
             raise
-        sandbox.record.containers[container_id]["pid"] = reply["pid"]
-        sandbox.directory.save()
         return reply
+
+    async def _unmake(self, container_id: str) -> None:
+        """End and delete a container that the agent has made and that could not be recorded. Harmless if it has not."""
+        deadline = time.monotonic() + _UNMAKE_SECONDS
+        init = {"id": container_id, "exec_id": ""}
+        with suppress(KuasarError):  # mostly: there is no such container
+            await self._sandbox.call_agent("task.kill", {**init, "signal": 9, "all": True}, "", deadline)
+            await self._sandbox.call_agent("task.wait", init, "", deadline)
+            await self._sandbox.call_agent("task.delete", init, "", deadline)
 
     async def _exec(self, body: dict[str, Any], key: str, deadline: float | None) -> dict[str, Any]:
         """An exec whose streams are relayed: recorded like a container, so that a successor finds them."""

@@ -22,10 +22,12 @@ from kuasar.bus.messages import Hello
 from kuasar.bus.router import BusRouter
 from kuasar.core.errors import Unavailable
 from kuasar.supervisor.keeper_client import Keeper
+from tests import failpoints
 
 T = TypeVar("T")
 SECONDS = 20.0
 BUSYBOX = "/usr/bin/busybox"
+CHECKOUT = Path(__file__).parents[3]
 
 
 def run(scenario: Coroutine[Any, Any, T]) -> T:
@@ -58,7 +60,9 @@ class Rig:
             f'state_dir = "{root}/state"\nlog_dir = "{root}/log"\ncache_dir = "{root}/cache"\nlog_level = "debug"\n'
             f'[gateway]\nsocket = "{root}/g"\n[supervisor]\nsocket = "{root}/s"\nzygote = "{root}/z"\n'
             f'keeper = "{root}/k"\n'
-            '[engines.runc]\n[engines.wasmtime]\n[engines.broken]\nkind = "runc"\nbinary = "/nonexistent/runc"\n'
+            "[debug]\nfailpoints = true\n[engines.runc]\n[engines.wasmtime]\n"
+            '[engines.broken]\nkind = "runc"\nbinary = "/nonexistent/runc"\n'
+            f'[engines.qemu]\nimage = "{CHECKOUT}/.kuasar/guest/image"\ncache_dir = "{CHECKOUT}/.kuasar/qemu"\n'
         )
         self.router = BusRouter(f"ipc://{root}/state/bus.sock")
         self.router.on_hello = self.hellos.put_nowait
@@ -163,6 +167,49 @@ class Rig:
         data = (self.directory / "sandbox.msgpack").read_bytes()
         record: dict[str, Any] = msgpack.unpackb(data)
         return record
+
+    def arm(self, point: str, action: str) -> None:
+        """Arm a failpoint in all processes of this rig."""
+        failpoints.arm(self.root / "state" / "failpoints", point, action)
+
+    def hits(self, point: str) -> int:
+        """How often an armed failpoint was hit."""
+        return failpoints.hits(self.root / "state" / "failpoints", point)
+
+    def machine_processes(self) -> dict[int, str]:
+        """Pid and command line of what runs for the sandbox beside its worker: agent, VMM, virtiofsd. They all write to
+        its log."""
+        found = {}
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                with suppress(OSError):
+                    if os.readlink(f"/proc/{entry}/fd/1").startswith(f"{self.root}/log/sandboxes/"):
+                        found[int(entry)] = Path(f"/proc/{entry}/cmdline").read_text().replace("\0", " ")
+        return found
+
+    def cgroups(self, name: str = "") -> list[str]:
+        """Every cgroup of that name below the rig's, in any hierarchy."""
+        below = f"kuasar-test-{os.getpid()}/{name or f'kuasar-{self.sandbox}'}"
+        return [str(path) for pattern in (below, f"*/{below}") for path in Path("/sys/fs/cgroup").glob(pattern)]
+
+    def mounts(self) -> list[str]:
+        """Mount points below the rig's directory."""
+        return [
+            line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(self.root) in line
+        ]
+
+    async def nothing_held(self) -> None:
+        """Wait until nothing of the machine is there: no process, cgroup, mount, socket, and no name in the record."""
+
+        def left() -> list[object]:
+            sockets = [str(path) for path in self.directory.glob("*.sock")] if self.directory.exists() else []
+            holdings = self.record()["holdings"] if (self.directory / "sandbox.msgpack").exists() else []
+            return [*self.machine_processes().values(), *self.cgroups(), *self.mounts(), *sockets, *holdings]
+
+        deadline = time.monotonic() + SECONDS
+        while found := left():
+            assert time.monotonic() < deadline, f"still there: {found}"
+            await asyncio.sleep(0.01)
 
     def tail(self) -> str:
         """The end of the worker's log."""
