@@ -7,6 +7,7 @@ the time of the end, so that containerd can finish with them in the usual way.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,7 +16,7 @@ from typing import Any
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import Ended
 from kuasar.core import cgroup, log
-from kuasar.core.errors import KuasarError, NotFound, Unavailable, WrongState
+from kuasar.core.errors import DeadlineExceeded, KuasarError, NotFound, Unavailable, WrongState
 from kuasar.core.failpoints import failpoint
 from kuasar.core.ids import require_id
 from kuasar.core.threads import in_thread
@@ -28,6 +29,7 @@ from kuasar.workers.stdio import Stdio
 _MOVING = frozenset({"task.create", "task.exec"})
 _STREAMS = ("stdin", "stdout", "stderr", "terminal")
 _UNMAKE_SECONDS = 10.0
+_HUNG_SECONDS = 10.0
 KILLED = 137
 """Exit status of a process that died with its machine: 128 + SIGKILL."""
 
@@ -64,6 +66,8 @@ class Tasks:
         if op == "task.close_io" and self._close_stdin(body["id"], body.get("exec_id", "")):
             return {}
         try:
+            if op == "task.kill" and body.get("signal") == signal.SIGKILL:
+                return await self._kill_for_good(op, body, key, deadline)
             reply = await self._sandbox.call_agent(op, body, key, deadline)
         except Unavailable:
             if not self._is_over():
@@ -74,6 +78,17 @@ class Tasks:
         elif op == "task.state" and self._relays:
             reply |= self._streams_of(body["id"], body.get("exec_id", ""))
         return reply
+
+    async def _kill_for_good(self, op: str, body: dict[str, Any], key: str, deadline: float | None) -> dict[str, Any]:
+        """SIGKILL must have its effect also when the agent hangs: then the machine ends, and the container with it."""
+        limit = time.monotonic() + _HUNG_SECONDS
+        try:
+            return await self._sandbox.call_agent(op, body, key, limit if deadline is None else min(limit, deadline))
+        except DeadlineExceeded:
+            if time.monotonic() < limit:
+                raise
+            await self._sandbox.end_hung(f"the agent did not carry out a SIGKILL within {_HUNG_SECONDS:g} s")
+            return {}
 
     def _is_over(self) -> bool:
         return self._sandbox.state is State.STOPPED
@@ -149,7 +164,7 @@ class Tasks:
         self._stdio.close(container_id, exec_id)
         facts = self._sandbox.record.containers.get(container_id, {})
         if facts.get("execs", {}).pop(exec_id, None) is not None:
-            self._sandbox.directory.save()
+            self._sandbox.directory.save_if_possible()
 
     async def _forget(self, container_id: str) -> None:
         """Strike a container out, with what was lent to it, and its cgroup if the engine left it behind."""
@@ -166,7 +181,7 @@ class Tasks:
         if path:
             await cgroup.destroy(sandbox.loop, path)
             sandbox.directory.released("cgroup", path)
-        sandbox.directory.save()
+        sandbox.directory.save_if_possible()
 
     # -- standard streams ----------------------------------------------------------------------------------------------
 
@@ -223,7 +238,7 @@ class Tasks:
         facts = self._sandbox.record.containers.get(container_id)
         if facts is not None and "exited_at" not in facts:
             facts |= {"exit_status": exit_status, "exited_at": exited_at}
-            self._sandbox.directory.save()
+            self._sandbox.directory.save_if_possible()
 
     def _on_ended(self, ended: Ended) -> None:
         """The machine is gone: every container in it that had not ended has ended now."""
@@ -247,7 +262,7 @@ class Tasks:
                 },
                 lambda: None,
             )
-        self._sandbox.directory.save()
+        self._sandbox.directory.save_if_possible()
         self._publish(
             "sandbox.exit",
             {
@@ -281,7 +296,7 @@ class Tasks:
                 else:
                     self._stdio.close_container(container_id)
                     self._sandbox.record.containers.pop(container_id)
-                self._sandbox.directory.save()
+                self._sandbox.directory.save_if_possible()
                 return {"pid": facts["pid"], **end}
             case "task.state":
                 shown = {name: facts[name] for name in ("bundle", *_STREAMS)} | self._streams_of(container_id, exec_id)

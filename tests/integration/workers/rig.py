@@ -18,9 +18,11 @@ from typing import Any, TypeVar
 
 import msgpack
 
+from kuasar.agent import kernel
 from kuasar.bus.messages import Hello
 from kuasar.bus.router import BusRouter
 from kuasar.core.errors import Unavailable
+from kuasar.core.trees import mounts_below
 from kuasar.supervisor.keeper_client import Keeper
 from tests import failpoints
 
@@ -43,7 +45,7 @@ def run(scenario: Coroutine[Any, Any, T]) -> T:
 class Rig:
     """Starts and replaces workers of sandbox ``pod1`` and calls them over the bus."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, state_kib: int = 0) -> None:
         self.root = root
         self.sandbox = "pod1"
         self.config = root / "kuasar.toml"
@@ -53,9 +55,13 @@ class Rig:
         self.hellos: asyncio.Queue[Hello] = asyncio.Queue()
         self.events: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
         self._keys = 0
+        self._is_tiny = False
         self._processes: list[subprocess.Popen[bytes]] = []
         for name in ("state", "state/sandboxes", "log", "log/sandboxes", "cache"):
             (root / name).mkdir(mode=0o700)
+            if name == "state" and state_kib:
+                kernel.mount("tmpfs", str(root / name), "tmpfs", 0, f"size={state_kib}k,mode=0700")
+                self._is_tiny = True
         self.config.write_text(
             f'state_dir = "{root}/state"\nlog_dir = "{root}/log"\ncache_dir = "{root}/cache"\nlog_level = "debug"\n'
             f'[gateway]\nsocket = "{root}/g"\n[supervisor]\nsocket = "{root}/s"\nzygote = "{root}/z"\n'
@@ -193,10 +199,8 @@ class Rig:
         return [str(path) for pattern in (below, f"*/{below}") for path in Path("/sys/fs/cgroup").glob(pattern)]
 
     def mounts(self) -> list[str]:
-        """Mount points below the rig's directory."""
-        return [
-            line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(self.root) in line
-        ]
+        """Mount points below the sandbox's directory."""
+        return mounts_below(str(self.directory))
 
     async def nothing_held(self) -> None:
         """Wait until nothing of the machine is there: no process, cgroup, mount, socket, and no name in the record."""
@@ -218,14 +222,15 @@ class Rig:
     async def close(self) -> None:
         """End what was started, by pid."""
         await self.router.close()
-        with suppress(FileNotFoundError):
-            pid = self.record().get("machine", {}).get("pid", 0)
+        for pid in self.machine_processes():
             with suppress(ProcessLookupError):
-                os.kill(pid or 2**22, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
         for process in self._processes:
             process.kill()
             process.wait()
         self._remove_cgroups()
+        if self._is_tiny:
+            kernel.umount(f"{self.root}/state")
 
     def _remove_cgroups(self) -> None:
         """The pod's parent cgroup is the rig's, as it would be kubelet's."""
@@ -245,10 +250,10 @@ def _answers(keeper: Keeper) -> bool:
 
 
 @asynccontextmanager
-async def rig() -> AsyncIterator[Rig]:
-    """A started rig, without worker and zygote."""
+async def rig(state_kib: int = 0) -> AsyncIterator[Rig]:
+    """A started rig, without worker and zygote; with ``state_kib`` its state directory is a disk of that size."""
     with tempfile.TemporaryDirectory(prefix="kw", dir="/run") as root:
-        made = Rig(Path(root))
+        made = Rig(Path(root), state_kib)
         await made.router.start()
         try:
             yield made
