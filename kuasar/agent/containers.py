@@ -39,6 +39,7 @@ from kuasar.core.errors import (
     WrongState,
     wrap,
 )
+from kuasar.core.failpoints import failpoint
 from kuasar.core.spawn import Children, Exit
 
 _KILL_SECONDS = 5.0
@@ -182,6 +183,7 @@ class Containers:
                 mounts.mount_rootfs(rootfs, container.rootfs, container.layers)
                 container.is_mounted = True
                 undo.callback(mounts.unmount_rootfs, container.rootfs, container.layers)
+            failpoint("agent.mounted")
             root = container.rootfs if rootfs else _root_of(container.bundle, spec)
             adapted = adapt(spec, self._pids, root, f"/kuasar/{self._sandbox}-{container.id}")
             container.cgroup = adapted["linux"]["cgroupsPath"]

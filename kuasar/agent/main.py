@@ -27,7 +27,7 @@ from kuasar.agent.requests import Body
 from kuasar.agent.server import Server
 from kuasar.agent.storage import HostStorage, Storage
 from kuasar.agent.tasks import Operation, Tasks
-from kuasar.core import cgroup, log
+from kuasar.core import cgroup, failpoints, log
 from kuasar.core.aio import Future, Loop
 from kuasar.core.errors import wrap
 from kuasar.core.namespaces import join_netns
@@ -55,6 +55,8 @@ class Arguments:
     driver: str
     options: dict[str, Any]
     log_level: str
+    failpoints: str
+    """Where they are armed (``core/failpoints.py``); empty: nowhere."""
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Arguments:
@@ -70,6 +72,7 @@ class Arguments:
             driver=body.text("driver"),
             options=body.mapping("options"),
             log_level=body.text("log_level") or "info",
+            failpoints=body.text("failpoints"),
         )
 
 
@@ -82,6 +85,7 @@ def run(args: dict[str, Any], listen_fd: int, machine: Machine | None = None) ->
     try:
         arguments = Arguments.parse(args)
         log.configure(arguments.log_level, agent=arguments.sandbox_id)
+        failpoints.configure(arguments.failpoints)
         host_proc = _enter(arguments)
         return _serve(arguments, listen_fd, host_proc, machine)
     except Exception as exc:

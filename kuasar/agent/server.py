@@ -23,6 +23,7 @@ from kuasar.agent.tasks import Operation
 from kuasar.core import log
 from kuasar.core.aio import Loop
 from kuasar.core.errors import KuasarError, NotFound, ResourceExhausted, Unavailable, wrap
+from kuasar.core.failpoints import failpoint
 from kuasar.core.replies import Answer, Receiver, ReplyCache
 
 MAX_REQUESTS = 1024
@@ -125,7 +126,9 @@ class Server:
     async def _carry_out(self, request: Request, receive: Receiver) -> None:
         answer: Answer
         try:
+            failpoint("agent.request")
             answer = {"body": await self._run(request)}
+            failpoint("agent.answer")
         except Exception as exc:
             error = wrap(exc, request.op)
             log.info("failed", op=request.op, kind=error.kind, error=error.message)

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from kuasar.backends.base import AgentProcess, Host
 from kuasar.core.errors import BackendFailed, DeadlineExceeded
+from kuasar.core.failpoints import failpoint
 from kuasar.core.process import has_ended, open_process, send_signal, start_time
 
 
@@ -38,6 +39,7 @@ class HeldProcess:
         """Start it, write it down, let it go. Raises :class:`BackendFailed` if it died at once."""
         process = start()
         try:
+            failpoint(f"process.{self._name}.forked")
             started = start_time(process.pid)
             if started is not None:
                 self._host.remember(**{self._name: [process.pid, started]})
@@ -45,6 +47,7 @@ class HeldProcess:
             if self._pidfd is None:
                 raise BackendFailed(f"the {self._name} died before it was started")
             self.pid = process.pid
+            failpoint(f"process.{self._name}.recorded")
             process.commit()
         except BaseException:
             process.abort()

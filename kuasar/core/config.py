@@ -74,6 +74,14 @@ class Supervisor:
 
 
 @dataclass(frozen=True)
+class Debug:
+    """``[debug]``: for tests of ours, never for a node."""
+
+    failpoints: bool = False
+    """Whether files in ``<state_dir>/failpoints`` make our processes fail (docs/failpoints.md)."""
+
+
+@dataclass(frozen=True)
 class Sandboxer:
     """``[sandboxers.NAME]``: a name that containerd's configuration may use, and the engine behind it."""
 
@@ -126,6 +134,7 @@ class Config:
     gateway: Gateway = Gateway()
     containerd: Containerd = Containerd()
     supervisor: Supervisor = Supervisor()
+    debug: Debug = Debug()
     sandboxers: dict[str, Sandboxer] = field(
         default_factory=lambda: {
             "kuasar-qemu": Sandboxer(engine="qemu"),
@@ -157,6 +166,11 @@ class Config:
             raise InvalidArgument(f"engine: no engine {name!r} is configured (there are: {known})", field="engine")
         kind = settings.kind or name
         return dataclasses.replace(settings, kind=kind, cache_dir=settings.cache_dir or f"{self.cache_dir}/{kind}")
+
+    @property
+    def failpoints_dir(self) -> str:
+        """Where failpoints are armed; empty where they do not exist."""
+        return f"{self.state_dir}/failpoints" if self.debug.failpoints else ""
 
     @property
     def bus_address(self) -> str:

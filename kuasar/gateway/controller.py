@@ -15,6 +15,7 @@ from kuasar.api.gen.containerd.types import metrics_pb2, platform_pb2
 from kuasar.core import log
 from kuasar.core.config import Config
 from kuasar.core.errors import AlreadyExists, InvalidArgument, KuasarError, NotFound, WrongState
+from kuasar.core.failpoints import failpoint
 from kuasar.core.ids import require_id
 from kuasar.gateway.calls import Call
 from kuasar.gateway.directory import Directory
@@ -51,6 +52,7 @@ class ControllerService:
             self._directory.add_sandbox(call.namespace, sandbox, request.sandboxer)
         try:
             await self._supervision.add(sandbox)
+            failpoint("gateway.added")
             body = {
                 "namespace": call.namespace,
                 "sandboxer": request.sandboxer,
@@ -60,6 +62,7 @@ class ControllerService:
                 "config": config,
             }
             await self._workers.change_again(sandbox, "sandbox.create", body, call)
+            failpoint("gateway.created")
         except AlreadyExists:
             raise  # the worker has a sandbox that we had not heard of: it is not ours to end
         except BaseException:
@@ -88,6 +91,7 @@ class ControllerService:
         started = time.monotonic()
         try:
             reply = await self._workers.change_again(sandbox, "sandbox.start", {}, call)
+            failpoint("gateway.started")
         except WrongState:
             raise  # it is running, or going already
         except KuasarError:
@@ -167,6 +171,7 @@ class ControllerService:
             await self._workers.change_again(sandbox, "sandbox.shutdown", {}, call)
         except NotFound as exc:
             log.info("the sandbox was gone already", sandbox=sandbox, why=exc)
+        failpoint("gateway.shut-down")
         self._directory.forget(sandbox)
         await self._supervision.gone(sandbox)
         return pb.ControllerShutdownResponse()

@@ -24,7 +24,7 @@ from kuasar.api.gen.containerd.task.v2 import task_pb2 as task_v2_pb2
 from kuasar.api.gen.containerd.task.v3 import task_pb2 as task_v3_pb2
 from kuasar.bus.messages import Hello
 from kuasar.bus.router import BusRouter
-from kuasar.core import log
+from kuasar.core import failpoints, log
 from kuasar.core.config import Config, ConfigError, load
 from kuasar.core.errors import KuasarError, Unavailable
 from kuasar.gateway.announce import Announcer
@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"{exc}\n")
         return EXIT_USAGE
     log.configure(config.log_level, process="gateway")
+    failpoints.configure(config.failpoints_dir)
     os.umask(0o077)
     try:
         asyncio.run(_serve(config))

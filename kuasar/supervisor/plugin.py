@@ -20,8 +20,10 @@ from supervisor import events
 from supervisor.states import SupervisorStates
 from supervisor.xmlrpc import Faults, RPCError
 
+from kuasar.core import failpoints
 from kuasar.core.config import Config, load
 from kuasar.core.errors import InvalidArgument
+from kuasar.core.failpoints import failpoint
 from kuasar.core.ids import require_id
 from kuasar.supervisor.clone import become_subreaper
 from kuasar.supervisor.group import NAME, SandboxGroup, SandboxGroupConfig
@@ -46,6 +48,7 @@ class KuasarInterface:
         self._supervisord = supervisord
         self._options = supervisord.options
         self._config = config
+        failpoints.configure(config.failpoints_dir)
         if NAME in supervisord.process_groups:
             raise ValueError(f"the configuration file defines a group or program {NAME!r}, which is the plugin's own")
         for directory in (config.sandboxes_dir, config.sandbox_log_dir):
@@ -115,6 +118,7 @@ class KuasarInterface:
         @return int pid      the worker's pid
         """
         self._require_running()
+        failpoint("plugin.request")
         worker = self._find(sandbox)
         if worker is None:
             worker = self._group().add(sandbox)
@@ -127,6 +131,7 @@ class KuasarInterface:
             raise RPCError(Faults.NOT_RUNNING, f"{sandbox}: an operator has stopped the worker (supervisorctl start)")
         if not worker.pid:
             raise RPCError(Faults.ABNORMAL_TERMINATION, f"{sandbox}: the worker does not stay up: {worker.spawnerr}")
+        failpoint("plugin.added")
         pid: int = worker.pid
         return pid
 

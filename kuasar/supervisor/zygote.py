@@ -31,10 +31,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from kuasar.core import log
+from kuasar.core import failpoints, log
 from kuasar.core.config import Config, ConfigError, load
 from kuasar.core.engines import BACKEND_MODULES
 from kuasar.core.errors import InvalidArgument, KuasarError, PermissionDenied, Unavailable
+from kuasar.core.failpoints import failpoint
 from kuasar.supervisor import zygote_wire
 from kuasar.supervisor.clone import (
     CLONE_PARENT,
@@ -181,7 +182,9 @@ class Zygote:
         with connection.socket:
             try:
                 request = _receive(connection.socket, fds)
+                failpoint("zygote.request")
                 pid = self._fork(request, fds, connection)
+                failpoint("zygote.forked")
                 connection.socket.send(zygote_wire.encode_pid(pid))
                 log.debug("forked", pid=pid, title=request.title)
             except KuasarError as exc:
@@ -318,6 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: Config, kinds: Mapping[str, Kind] = KINDS, announce: bool = False) -> NoReturn:
     """Preload, listen and serve."""
     log.configure(config.log_level, process="zygote")
+    failpoints.configure(config.failpoints_dir)
     set_parent_death_signal(os.getppid())
     preload((*_ALWAYS_PRELOADED, *_MAINS, *_ENGINES, *config.supervisor.preload))
     Zygote(config, kinds).serve(announce)

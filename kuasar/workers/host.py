@@ -71,7 +71,7 @@ class WorkerHost:
 
     def start_agent(self, args: dict[str, Any], listen_fd: int, log_fd: int, flags: int) -> AgentProcess:
         title = f"kuasar-agent {self._sandbox.id}"
-        args = {**args, "log_level": self._config.log_level}
+        args = {**args, "log_level": self._config.log_level, "failpoints": self._config.failpoints_dir}
         request = {"kind": "agent", "title": title, "args": args, "flags": flags}
         try:
             return zygote_client.fork(self._config.supervisor.zygote, request, [listen_fd, log_fd], _FORK_SECONDS)

@@ -15,10 +15,11 @@ from typing import Any
 
 from kuasar.bus.dealer import BusDealer
 from kuasar.bus.messages import Hello, Request
-from kuasar.core import log
+from kuasar.core import failpoints, log
 from kuasar.core.aio import Future, Loop
 from kuasar.core.config import Config, ConfigError, load
 from kuasar.core.errors import InvalidArgument, KuasarError, Unimplemented
+from kuasar.core.failpoints import failpoint
 from kuasar.core.ids import require_id
 from kuasar.core.spawn import Children
 from kuasar.supervisor.keeper_client import Keeper
@@ -57,6 +58,7 @@ class Worker:
             self._tasks.restore()
         except KuasarError as exc:
             log.error("the sandbox cannot be taken over", error=exc)
+        failpoint("worker.greeting")
         self._bus.start()
         self._loop.call_later(_UNUSED_SECONDS, self._give_up_if_unused)
         code = await self._finished
@@ -85,10 +87,14 @@ class Worker:
 
     async def _handle(self, request: Request) -> dict[str, Any]:
         op, body = request.op, request.body
+        failpoint("worker.request")
         try:
             if op.startswith("task."):
-                return await self._tasks.handle(op, body, request.key, request.deadline)
-            return await self._handle_sandbox(op, body, request.deadline)
+                reply = await self._tasks.handle(op, body, request.key, request.deadline)
+            else:
+                reply = await self._handle_sandbox(op, body, request.deadline)
+            failpoint("worker.answer")
+            return reply
         except (KeyError, TypeError, AttributeError) as exc:
             log.error("malformed request", op=op, error=repr(exc))
             raise InvalidArgument(f"{op}: malformed body: {exc!r}") from exc
@@ -124,6 +130,7 @@ def run(args: dict[str, Any], config: Config) -> int:
     """Be the worker of ``args["sandbox"]``. Called in a fresh process; gives its exit code."""
     sandbox_id = require_id(args.get("sandbox"), "sandbox")
     log.configure(config.log_level, sandbox=sandbox_id)
+    failpoints.configure(config.failpoints_dir)
     os.umask(0o077)
     loop = Loop()
     loop.on_error = lambda what, exc: log.error("unhandled error", what=what, error=repr(exc))

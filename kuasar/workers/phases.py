@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from kuasar.core.failpoints import failpoint
+
 
 class Phases:
     """A stopwatch with laps. ``laps`` holds (name, milliseconds) in order."""
@@ -17,6 +19,7 @@ class Phases:
         now = time.monotonic()
         self.laps.append((name, round((now - self._last) * 1000, 2)))
         self._last = now
+        failpoint(f"start.{name}")
 
     def __str__(self) -> str:
         return " ".join(f"{name}={milliseconds}ms" for name, milliseconds in self.laps)

@@ -9,6 +9,7 @@ directory). The state directory is a tmpfs that a reboot empties together with e
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 import msgpack
 
 from kuasar.core import log
-from kuasar.core.errors import BackendFailed, wrap
+from kuasar.core.errors import BackendFailed, KuasarError, wrap
+from kuasar.core.failpoints import failpoint
 from kuasar.workers.pod import PodSpec
 
 VERSION = 1
@@ -72,7 +74,13 @@ class SandboxDirectory:
         except ValueError:
             log.warning("generation file is damaged, counting on from the clock", path=path)
             last = int(os.stat(path).st_mtime)
-        _replace(path, str(last + 1).encode())
+        number = str(last + 1).encode()
+        try:
+            _replace(path, number)
+        except OSError as exc:
+            if exc.errno != errno.ENOSPC:
+                raise wrap(exc, f"cannot count the workers of sandbox {self._sandbox_id}") from exc
+            _overwrite(path, number)
         return last + 1
 
     def load(self) -> Record | None:
@@ -103,33 +111,46 @@ class SandboxDirectory:
         except OSError as exc:
             raise wrap(exc, f"cannot write the record of sandbox {self._sandbox_id}") from exc
 
+    def save_if_possible(self) -> None:
+        """Write the record where the way out must not end at a full disk: a failure is logged, and memory counts."""
+        try:
+            self.save()
+        except KuasarError as exc:
+            log.error("the record on disk is behind", error=exc)
+
     def acquiring(self, kind: str, name: str) -> None:
         """Write down that ``name`` is about to be made. Repeating is harmless."""
         assert self.record is not None
         if (kind, name) not in self.record.holdings:
             self.record.holdings.append((kind, name))
             self.save()
+        failpoint(f"record.{kind}")
 
     def released(self, kind: str, name: str) -> None:
-        """Strike out what has been freed. Repeating is harmless."""
+        """Strike out what has been freed. Repeating is harmless. A full disk is no reason to stop freeing: what is
+        still written down is freed once more by a successor."""
         assert self.record is not None
+        failpoint(f"freed.{kind}")
         if (kind, name) in self.record.holdings:
             self.record.holdings.remove((kind, name))
-            self.save()
+            self.save_if_possible()
 
     def remove(self) -> None:
-        """Delete the directory and all in it; harmless when it is gone."""
-        import shutil
+        """Delete the directory and all in it; harmless when it is gone. Raises :class:`BackendFailed` naming what is
+        mounted there, and then nothing is deleted."""
+        from kuasar.core import trees  # most workers never come here
 
+        if trees.mounts_below(self.path):
+            raise BackendFailed(
+                f"the directory of sandbox {self._sandbox_id} cannot be removed: {trees.blocked_by(self.path)}"
+            )
         # The record goes first: a directory without it is nobody's, and is not replayed.
         for name in (FILE, GENERATION_FILE):
             try:
                 os.unlink(f"{self.path}/{name}")
             except FileNotFoundError:
                 continue
-        shutil.rmtree(self.path, ignore_errors=True)
-        if os.path.exists(self.path):
-            raise BackendFailed(f"the directory of sandbox {self._sandbox_id} cannot be removed: {self.path}")
+        trees.remove_tree(self.path)
 
 
 def _decode(data: bytes, sandbox_id: str) -> Record:
@@ -152,6 +173,15 @@ def _decode(data: bytes, sandbox_id: str) -> Record:
     return record
 
 
+def _overwrite(path: str, data: bytes) -> None:
+    """Write into the page that a file has already, for which even a full disk has room."""
+    try:
+        with open(path, "r+b", buffering=0) as file:
+            file.write(data)
+    except OSError as exc:
+        raise wrap(exc, f"cannot write {path}") from exc
+
+
 def _replace(path: str, data: bytes) -> None:
     """Write a file so that readers see the old or the new one, never a part."""
     temporary = f"{path}.new"
@@ -162,4 +192,5 @@ def _replace(path: str, data: bytes) -> None:
             view = view[os.write(fd, view) :]
     finally:
         os.close(fd)
+    failpoint("record.written")
     os.replace(temporary, path)

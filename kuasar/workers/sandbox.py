@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 from kuasar.backends.base import Backend, Capability, Ended, MachineSpec, Nic
 from kuasar.backends.registry import require_backend
 from kuasar.core import cgroup, log
-from kuasar.core.aio import Future, Loop, Task
+from kuasar.core.aio import Cancelled, Future, Lock, Loop, Task
 from kuasar.core.config import Config
 from kuasar.core.errors import AlreadyExists, InvalidArgument, KuasarError, NotFound, Unimplemented, WrongState, wrap
+from kuasar.core.failpoints import failpoint
 from kuasar.core.spawn import Children
+from kuasar.core.tombstones import Tombstone, bury, last_lines
 from kuasar.workers.files import pod_hostname, write_pod_files
 from kuasar.workers.host import WorkerHost
 from kuasar.workers.link import AgentLink
@@ -34,6 +36,11 @@ if TYPE_CHECKING:
 _NETWORK_HOLDINGS = ("tap", "ingress")
 _SHM_BYTES = 64 * 1024 * 1024
 _START_SECONDS = 60.0
+_MUST_BE_RECORDED = {
+    (State.NEW, State.CREATED),
+    (State.CREATED, State.STARTING),
+    (State.STARTING, State.READY),
+}
 _UNPRIVILEGED = {
     # What containerd sets for its own pods by default: ports below 1024 and ping without capabilities.
     "net.ipv4.ip_unprivileged_port_start": "0",
@@ -58,6 +65,10 @@ class Sandbox:
         self._backend: Backend | None = None
         self._waiters: list[Future[Any]] = []
         self._watcher: Task[None] | None = None
+        self._ending = Lock(loop)
+        """Held by whoever ends the machine: stop, shutdown, or the watcher of a machine that ended by itself."""
+        self._starting: Task[None] | None = None
+        self._start_over: Future[None] | None = None
 
     # -- facts ---------------------------------------------------------------------------------------------------
 
@@ -186,22 +197,39 @@ class Sandbox:
         record = self.record
         phases = self.phases = Phases()
         self.machine.to(State.STARTING)
+        steps = self._start_steps(phases, _earlier(deadline, time.monotonic() + _START_SECONDS))
+        self._start_over = self.loop.future()
+        self._starting = self.loop.spawn(steps, "start")
         try:
-            await self._start_steps(phases, _earlier(deadline, time.monotonic() + _START_SECONDS))
+            await self._starting
+            record.started_at = time.time_ns()
+            record.phases = phases.laps
+            self.machine.to(State.READY)
         except BaseException as exc:
-            log.error("the start failed", phases=phases, error=exc)
+            log.error("the start failed", phases=phases, error=repr(exc))
+            error = self._start_error(exc)
+            self._bury(f"start: {phases.laps[-1][0] if phases.laps else 'nothing'} was done", Ended(255, str(error)))
             await self._undo_start()
             self.machine.to(State.CREATED)
-            if isinstance(exc, KuasarError) or not isinstance(exc, Exception):
-                raise
-            raise wrap(exc, f"start of sandbox {self.id}") from exc
-        record.started_at = time.time_ns()
-        record.phases = phases.laps
-        self.machine.to(State.READY)
+            raise error from exc
+        finally:
+            self._starting = None
+            self._start_over.set_result(None)
         self.link.keep(True)
         self._watcher = self.loop.spawn(self._watch(), "watch")
         log.info("started", pid=self.backend.pid, phases=phases)
         return {"pid": self.backend.pid, "created_at": record.created_at, "phases": phases.laps}
+
+    def _start_error(self, exc: BaseException) -> BaseException:
+        if isinstance(exc, Cancelled):
+            return WrongState(f"start: sandbox {self.id} was stopped meanwhile", seen="stopping", needed="created")
+        return wrap(exc, f"start of sandbox {self.id}") if isinstance(exc, Exception) else exc
+
+    async def _end_start(self) -> None:
+        """Have a start that is under way fail; returns when it is undone (or came to its end before)."""
+        if self._starting is not None and self._start_over is not None:
+            self._starting.cancel()
+            await self._start_over
 
     async def _start_steps(self, phases: Phases, deadline: float) -> None:
         pod = self.record.pod
@@ -270,6 +298,14 @@ class Sandbox:
             log.error("the agent cannot be reached any more, ending the machine", error=exc)
             self.loop.spawn(self._end_unreachable(), "end of an unreachable machine")
 
+    async def end_hung(self, reason: str) -> None:
+        """End a running machine whose agent does not do what it must."""
+        async with self._ending:
+            if self.state is State.READY:
+                log.error("ending a machine that hangs", reason=reason, pid=self.backend.pid)
+                await self.backend.stop(0, None)
+                await self._ended(Ended(137, reason))
+
     async def _end_unreachable(self) -> None:
         await self.backend.stop(0, None)
 
@@ -279,7 +315,15 @@ class Sandbox:
         await self._release()
 
     async def stop(self, grace: float) -> dict[str, Any]:
-        """End the machine: gracefully within ``grace`` seconds, then by force. Stopping what is stopped succeeds."""
+        """End the machine: gracefully within ``grace`` seconds, then by force. A start that is under way fails.
+        Stopping what is stopped frees what could not be freed before, and succeeds."""
+        async with self._ending:
+            return await self._stop(grace)
+
+    async def _stop(self, grace: float) -> dict[str, Any]:
+        await self._end_start()
+        if self.state is State.STOPPED:
+            await self._release()
         if self.state in (State.NEW, State.CREATED, State.STOPPED, State.GONE):
             return {"stage": "gone"}
         if self.state is State.READY:
@@ -300,13 +344,21 @@ class Sandbox:
         return {"exit_status": record.exit_status, "exited_at": record.exited_at, "reason": record.reason}
 
     async def shutdown(self) -> dict[str, Any]:
-        """End and free everything and forget the sandbox; legal in every state."""
+        """End and free everything and forget the sandbox; legal in every state. What cannot be freed stays recorded,
+        the error names what blocks it, and a repeated shutdown tries again."""
+        async with self._ending:
+            return await self._shutdown()
+
+    async def _shutdown(self) -> dict[str, Any]:
+        if self.state is State.GONE:
+            return {}
         if self.state is not State.NEW:
-            await self.stop(0)
+            await self._stop(0)
             if self.state is State.CREATED:
                 self.machine.to(State.STOPPED)
             await self._release()
         self.directory.remove()
+        failpoint("worker.removed")
         for path in (f"{self._config.sandbox_log_dir}/{self.id}.agent.log", self.console_path):
             with suppress(FileNotFoundError):
                 os.unlink(path)
@@ -374,9 +426,10 @@ class Sandbox:
     async def _watch(self) -> None:
         """Waits for the machine to end on its own account."""
         ended = await self.backend.wait()
-        if self.state is State.READY:
-            log.error("the machine has ended by itself", reason=ended.reason, status=ended.exit_status)
-            await self._ended(ended)
+        async with self._ending:
+            if self.state is State.READY:
+                log.error("the machine has ended by itself", reason=ended.reason, status=ended.exit_status)
+                await self._ended(ended)
 
     async def _ended(self, ended: Ended) -> None:
         """Once per life of a machine: record the end, free what it held, tell everyone."""
@@ -387,19 +440,43 @@ class Sandbox:
             watcher.cancel()
         record = self.record
         record.exit_status, record.reason, record.exited_at = ended.exit_status, ended.reason, time.time_ns()
+        self._bury("stopping" if self.state is State.STOPPING else "running", ended)
         self.machine.to(State.STOPPED)
         self.on_ended(ended)
         self.link.close()
-        await self._release()
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
-            waiter.set_result(None)
+            waiter.set_result(None)  # what cannot be freed keeps nobody from hearing of the end
+        await self._release()
+
+    def _bury(self, phase: str, ended: Ended) -> None:
+        """Keep for a day why the machine has ended."""
+        record = self.record
+        tombstone = Tombstone(
+            sandbox=self.id,
+            namespace=record.namespace,
+            engine=record.engine,
+            pod=record.pod.name,
+            phase=phase,
+            reason=ended.reason,
+            exit_status=ended.exit_status,
+            created_at=record.created_at,
+            started_at=record.started_at,
+            ended_at=record.exited_at or time.time_ns(),
+            oom_kills=cgroup.oom_kills(self.cgroup),
+            console=last_lines(self.console_path),
+            log=last_lines(f"{self._config.sandbox_log_dir}/{self.id}.agent.log"),
+        )
+        bury(self._config.state_dir, tombstone)
 
     async def _release(self) -> None:
         """Free every holding, newest first. What cannot be freed stays recorded and is named in the error."""
-        await self.backend.release()
-        await self._unplumb()
         stuck: list[str] = []
+        for free in (self.backend.release, self._unplumb):
+            try:
+                await free()
+            except (KuasarError, OSError) as exc:  # the rest can be freed nevertheless
+                stuck.append(str(exc))
         for kind, name in reversed(list(self.record.holdings)):
             if kind != "cgroup":
                 continue
@@ -419,7 +496,10 @@ class Sandbox:
         log.info("state", before=before.value, after=after.value)
         if after is not State.GONE and self.directory.record is not None:
             self.directory.record.state = after.value
-            self.directory.save()
+            if (before, after) in _MUST_BE_RECORDED:
+                self.directory.save()
+            else:  # to take over and to end must be possible on a full disk, too
+                self.directory.save_if_possible()
 
 
 def _with_network(spec: MachineSpec, network: Network) -> MachineSpec:

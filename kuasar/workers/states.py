@@ -56,7 +56,8 @@ class StateMachine:
         self.state = initial
 
     def to(self, state: State) -> None:
-        """Change to ``state`` and notify; the same state again is harmless. Raises WrongState if not allowed."""
+        """Change to ``state`` and notify; the same state again is harmless. Raises WrongState if not allowed. A change
+        that cannot be notified (written down) has not happened."""
         if state is self.state:
             return
         if state not in ALLOWED[self.state]:
@@ -66,7 +67,11 @@ class StateMachine:
                 needed="|".join(sorted(s.value for s, nexts in ALLOWED.items() if state in nexts)),
             )
         before, self.state = self.state, state
-        self._notify(before, state)
+        try:
+            self._notify(before, state)
+        except BaseException:
+            self.state = before
+            raise
 
     def require(self, *states: State, doing: str) -> None:
         """Raise WrongState unless the current state is one of ``states``."""

@@ -7,15 +7,18 @@ the time of the end, so that containerd can finish with them in the usual way.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import Ended
 from kuasar.core import cgroup, log
 from kuasar.core.cgroup.translate import v2_as_v1
-from kuasar.core.errors import KuasarError, NotFound, Unavailable, WrongState
+from kuasar.core.errors import DeadlineExceeded, KuasarError, NotFound, Unavailable, WrongState
+from kuasar.core.failpoints import failpoint
 from kuasar.core.ids import require_id
 from kuasar.core.threads import in_thread
 from kuasar.workers.keeping import Keeper
@@ -27,6 +30,8 @@ from kuasar.workers.stdio import Stdio
 
 _MOVING = frozenset({"task.create", "task.exec"})
 _STREAMS = ("stdin", "stdout", "stderr", "terminal")
+_UNMAKE_SECONDS = 10.0
+_HUNG_SECONDS = 10.0
 KILLED = 137
 """Exit status of a process that died with its machine: 128 + SIGKILL."""
 
@@ -65,6 +70,8 @@ class Tasks:
         if op == "task.update":
             await self._make_room(body, deadline)
         try:
+            if op == "task.kill" and body.get("signal") == signal.SIGKILL:
+                return await self._kill_for_good(op, body, key, deadline)
             reply = await self._sandbox.call_agent(op, body, key, deadline)
         except Unavailable:
             if not self._is_over():
@@ -85,6 +92,17 @@ class Tasks:
             note_limits(facts, body["resources"])
             self._sandbox.directory.save()
             await fit_machine(self._sandbox, deadline)
+
+    async def _kill_for_good(self, op: str, body: dict[str, Any], key: str, deadline: float | None) -> dict[str, Any]:
+        """SIGKILL must have its effect also when the agent hangs: then the machine ends, and the container with it."""
+        limit = time.monotonic() + _HUNG_SECONDS
+        try:
+            return await self._sandbox.call_agent(op, body, key, limit if deadline is None else min(limit, deadline))
+        except DeadlineExceeded:
+            if time.monotonic() < limit:
+                raise
+            await self._sandbox.end_hung(f"the agent did not carry out a SIGKILL within {_HUNG_SECONDS:g} s")
+            return {}
 
     def _is_over(self) -> bool:
         return self._sandbox.state is State.STOPPED
@@ -107,19 +125,32 @@ class Tasks:
             sandbox.record.containers[container_id] = facts
             sandbox.directory.save()
         try:
+            failpoint("task.recorded")
             streams = self._stdio.open(container_id, "", body) if self._relays else {}
             await fit_machine(sandbox, deadline)
             lent = await backend.lend(container_id, body["bundle"], spec, body["rootfs"], deadline)
+            failpoint("task.lent")
             add_pod_mounts(lent.spec, backend.files_dir, sandbox.shm_dir)
             request = {**body, **streams, "spec": lent.spec, "rootfs": lent.rootfs}
             reply = await sandbox.call_agent("task.create", request, key, deadline)
+            failpoint("task.made")
+            sandbox.record.containers[container_id]["pid"] = reply["pid"]
+            sandbox.directory.save()
         except Exception:
             if not known and sandbox.state is State.READY:
+                await self._unmake(container_id)
                 await self._forget(container_id)
             raise
-        sandbox.record.containers[container_id]["pid"] = reply["pid"]
-        sandbox.directory.save()
         return reply
+
+    async def _unmake(self, container_id: str) -> None:
+        """End and delete a container that the agent has made and that could not be recorded. Harmless if it has not."""
+        deadline = time.monotonic() + _UNMAKE_SECONDS
+        init = {"id": container_id, "exec_id": ""}
+        with suppress(KuasarError):  # mostly: there is no such container
+            await self._sandbox.call_agent("task.kill", {**init, "signal": 9, "all": True}, "", deadline)
+            await self._sandbox.call_agent("task.wait", init, "", deadline)
+            await self._sandbox.call_agent("task.delete", init, "", deadline)
 
     async def _exec(self, body: dict[str, Any], key: str, deadline: float | None) -> dict[str, Any]:
         """An exec whose streams are relayed: recorded like a container, so that a successor finds them."""
@@ -150,7 +181,7 @@ class Tasks:
         self._stdio.close(container_id, exec_id)
         facts = self._sandbox.record.containers.get(container_id, {})
         if facts.get("execs", {}).pop(exec_id, None) is not None:
-            self._sandbox.directory.save()
+            self._sandbox.directory.save_if_possible()
 
     async def _forget(self, container_id: str) -> None:
         """Strike a container out, with what was lent to it, and its cgroup if the engine left it behind."""
@@ -167,7 +198,7 @@ class Tasks:
         if path:
             await cgroup.destroy(sandbox.loop, path)
             sandbox.directory.released("cgroup", path)
-        sandbox.directory.save()
+        sandbox.directory.save_if_possible()
 
     # -- standard streams ----------------------------------------------------------------------------------------------
 
@@ -224,7 +255,7 @@ class Tasks:
         facts = self._sandbox.record.containers.get(container_id)
         if facts is not None and "exited_at" not in facts:
             facts |= {"exit_status": exit_status, "exited_at": exited_at}
-            self._sandbox.directory.save()
+            self._sandbox.directory.save_if_possible()
 
     def _on_ended(self, ended: Ended) -> None:
         """The machine is gone: every container in it that had not ended has ended now."""
@@ -248,7 +279,7 @@ class Tasks:
                 },
                 lambda: None,
             )
-        self._sandbox.directory.save()
+        self._sandbox.directory.save_if_possible()
         self._publish(
             "sandbox.exit",
             {
@@ -282,7 +313,7 @@ class Tasks:
                 else:
                     self._stdio.close_container(container_id)
                     self._sandbox.record.containers.pop(container_id)
-                self._sandbox.directory.save()
+                self._sandbox.directory.save_if_possible()
                 return {"pid": facts["pid"], **end}
             case "task.state":
                 shown = {name: facts[name] for name in ("bundle", *_STREAMS)} | self._streams_of(container_id, exec_id)

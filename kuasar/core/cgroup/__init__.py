@@ -8,7 +8,7 @@ process. ``tree`` makes, fills, freezes, kills and removes; ``statistics`` reads
 
 from kuasar.core.cgroup.hierarchies import Hierarchies, current, expand
 from kuasar.core.cgroup.migration import enter_alone, prepare
-from kuasar.core.cgroup.oom import OomWatch
+from kuasar.core.cgroup.oom import OomWatch, oom_kills
 from kuasar.core.cgroup.resources import apply
 from kuasar.core.cgroup.statistics import stats
 from kuasar.core.cgroup.tree import create, destroy, enter, exists, freeze, kill, procs, thaw
@@ -26,6 +26,7 @@ __all__ = [
     "expand",
     "freeze",
     "kill",
+    "oom_kills",
     "prepare",
     "procs",
     "stats",

@@ -70,14 +70,9 @@ class OomWatch:
 
     def _count(self) -> int:
         try:
-            text = os.pread(self._control_fd, 4096, 0).decode()
+            return _kills(os.pread(self._control_fd, 4096, 0).decode())
         except OSError:
             return 0  # the cgroup has been removed
-        for line in text.splitlines():
-            name, _, value = line.partition(" ")
-            if name == "oom_kill":
-                return int(value)
-        return 0
 
     def close(self) -> None:
         """Stop watching; harmless when closed."""
@@ -88,3 +83,23 @@ class OomWatch:
             self._loop.remove_reader(self._control_fd, PRIORITY)
             os.close(self._control_fd)
         self._event_fd = self._control_fd = -1
+
+
+def oom_kills(path: str, at: Hierarchies | None = None) -> int:
+    """How many processes of the cgroup the kernel has killed for want of memory; 0 where that is not counted."""
+    hierarchies = at or current()
+    directory = hierarchies.path("memory", path)
+    name = "memory.oom_control" if hierarchies.version == 1 else "memory.events"
+    try:
+        with open(f"{directory}/{name}", encoding="ascii") as file:
+            return _kills(file.read())
+    except OSError:
+        return 0
+
+
+def _kills(text: str) -> int:
+    for line in text.splitlines():
+        name, _, value = line.partition(" ")
+        if name == "oom_kill":
+            return int(value)
+    return 0

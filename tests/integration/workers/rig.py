@@ -18,14 +18,18 @@ from typing import Any, TypeVar
 
 import msgpack
 
+from kuasar.agent import kernel
 from kuasar.bus.messages import Hello
 from kuasar.bus.router import BusRouter
 from kuasar.core.errors import Unavailable
+from kuasar.core.trees import mounts_below
 from kuasar.supervisor.keeper_client import Keeper
+from tests import failpoints
 
 T = TypeVar("T")
 SECONDS = 20.0
 BUSYBOX = "/usr/bin/busybox"
+CHECKOUT = Path(__file__).parents[3]
 
 
 def run(scenario: Coroutine[Any, Any, T]) -> T:
@@ -41,7 +45,7 @@ def run(scenario: Coroutine[Any, Any, T]) -> T:
 class Rig:
     """Starts and replaces workers of sandbox ``pod1`` and calls them over the bus."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, state_kib: int = 0) -> None:
         self.root = root
         self.sandbox = "pod1"
         self.config = root / "kuasar.toml"
@@ -51,14 +55,20 @@ class Rig:
         self.hellos: asyncio.Queue[Hello] = asyncio.Queue()
         self.events: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
         self._keys = 0
+        self._is_tiny = False
         self._processes: list[subprocess.Popen[bytes]] = []
         for name in ("state", "state/sandboxes", "log", "log/sandboxes", "cache"):
             (root / name).mkdir(mode=0o700)
+            if name == "state" and state_kib:
+                kernel.mount("tmpfs", str(root / name), "tmpfs", 0, f"size={state_kib}k,mode=0700")
+                self._is_tiny = True
         self.config.write_text(
             f'state_dir = "{root}/state"\nlog_dir = "{root}/log"\ncache_dir = "{root}/cache"\nlog_level = "debug"\n'
             f'[gateway]\nsocket = "{root}/g"\n[supervisor]\nsocket = "{root}/s"\nzygote = "{root}/z"\n'
             f'keeper = "{root}/k"\n[sandboxers.kuasar-runc]\nengine = "runc"\n'
-            '[engines.runc]\n[engines.wasmtime]\n[engines.broken]\nkind = "runc"\nbinary = "/nonexistent/runc"\n'
+            "[debug]\nfailpoints = true\n[engines.runc]\n[engines.wasmtime]\n"
+            '[engines.broken]\nkind = "runc"\nbinary = "/nonexistent/runc"\n'
+            f'[engines.qemu]\nimage = "{CHECKOUT}/.kuasar/guest/image"\ncache_dir = "{CHECKOUT}/.kuasar/qemu"\n'
         )
         self.router = BusRouter(f"ipc://{root}/state/bus.sock")
         self.router.on_hello = self.hellos.put_nowait
@@ -164,6 +174,47 @@ class Rig:
         record: dict[str, Any] = msgpack.unpackb(data)
         return record
 
+    def arm(self, point: str, action: str) -> None:
+        """Arm a failpoint in all processes of this rig."""
+        failpoints.arm(self.root / "state" / "failpoints", point, action)
+
+    def hits(self, point: str) -> int:
+        """How often an armed failpoint was hit."""
+        return failpoints.hits(self.root / "state" / "failpoints", point)
+
+    def machine_processes(self) -> dict[int, str]:
+        """Pid and command line of what runs for the sandbox beside its worker: agent, VMM, virtiofsd. They all write to
+        its log."""
+        found = {}
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                with suppress(OSError):
+                    if os.readlink(f"/proc/{entry}/fd/1").startswith(f"{self.root}/log/sandboxes/"):
+                        found[int(entry)] = Path(f"/proc/{entry}/cmdline").read_text().replace("\0", " ")
+        return found
+
+    def cgroups(self, name: str = "") -> list[str]:
+        """Every cgroup of that name below the rig's, in any hierarchy."""
+        below = f"kuasar-test-{os.getpid()}/{name or f'kuasar-{self.sandbox}'}"
+        return [str(path) for pattern in (below, f"*/{below}") for path in Path("/sys/fs/cgroup").glob(pattern)]
+
+    def mounts(self) -> list[str]:
+        """Mount points below the sandbox's directory."""
+        return mounts_below(str(self.directory))
+
+    async def nothing_held(self) -> None:
+        """Wait until nothing of the machine is there: no process, cgroup, mount, socket, and no name in the record."""
+
+        def left() -> list[object]:
+            sockets = [str(path) for path in self.directory.glob("*.sock")] if self.directory.exists() else []
+            holdings = self.record()["holdings"] if (self.directory / "sandbox.msgpack").exists() else []
+            return [*self.machine_processes().values(), *self.cgroups(), *self.mounts(), *sockets, *holdings]
+
+        deadline = time.monotonic() + SECONDS
+        while found := left():
+            assert time.monotonic() < deadline, f"still there: {found}"
+            await asyncio.sleep(0.01)
+
     def tail(self) -> str:
         """The end of the worker's log."""
         return self.log.read_text(errors="replace")[-3000:] if self.log.exists() else "(no log)"
@@ -171,14 +222,15 @@ class Rig:
     async def close(self) -> None:
         """End what was started, by pid."""
         await self.router.close()
-        with suppress(FileNotFoundError):
-            pid = self.record().get("machine", {}).get("pid", 0)
+        for pid in self.machine_processes():
             with suppress(ProcessLookupError):
-                os.kill(pid or 2**22, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
         for process in self._processes:
             process.kill()
             process.wait()
         self._remove_cgroups()
+        if self._is_tiny:
+            kernel.umount(f"{self.root}/state")
 
     def _remove_cgroups(self) -> None:
         """The pod's parent cgroup is the rig's, as it would be kubelet's."""
@@ -198,10 +250,10 @@ def _answers(keeper: Keeper) -> bool:
 
 
 @asynccontextmanager
-async def rig() -> AsyncIterator[Rig]:
-    """A started rig, without worker and zygote."""
+async def rig(state_kib: int = 0) -> AsyncIterator[Rig]:
+    """A started rig, without worker and zygote; with ``state_kib`` its state directory is a disk of that size."""
     with tempfile.TemporaryDirectory(prefix="kw", dir="/run") as root:
-        made = Rig(Path(root))
+        made = Rig(Path(root), state_kib)
         await made.router.start()
         try:
             yield made

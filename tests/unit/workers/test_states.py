@@ -47,3 +47,13 @@ def test_require_names_what_is_needed() -> None:
     with pytest.raises(WrongState, match="start: sandbox x is created, it must be ready or stopped") as caught:
         machine.require(State.READY, State.STOPPED, doing="start")
     assert caught.value.needed == "ready or stopped"
+
+
+def test_a_change_that_cannot_be_written_down_has_not_happened() -> None:
+    def refuse(before: State, after: State) -> None:
+        raise OSError("full")
+
+    machine = StateMachine("sandbox x", State.CREATED, refuse)
+    with pytest.raises(OSError, match="full"):
+        machine.to(State.STARTING)
+    assert machine.state is State.CREATED

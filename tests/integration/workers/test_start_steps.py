@@ -1,0 +1,164 @@
+"""Every step of a start fails once, and every window between two of them sees the worker die: nothing stays, the state
+is honest, and the next attempt works."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from kuasar.core.errors import KuasarError
+from tests.integration.workers.rig import Rig, rig, run
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces and cgroups need root")
+
+STEPS = (
+    "start.files",
+    "record.cgroup",
+    "start.cgroup",
+    "record.socket",
+    "process.agent.forked",
+    "process.agent.recorded",
+    "start.launch",
+    "start.agent",
+    "start.setup",
+)
+"""In the order of a start."""
+
+
+async def usable(r: Rig) -> None:
+    """A started sandbox runs something, and goes without a trace."""
+    status = await r.call("sandbox.status", key="", verbose=False)
+    assert status["state"] == "ready"
+    assert status["pid"] in r.machine_processes()
+    await r.call("sandbox.shutdown")
+    await r.nothing_held()
+    assert not r.directory.exists()
+
+
+@pytest.mark.parametrize("engine", ["runc", "wasmtime"])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_fails(step: str, engine: str) -> None:
+    async def scenario() -> None:
+        async with rig() as r:
+            await r.start_zygote()
+            await r.start_worker()
+            await r.create(engine=engine)
+            r.arm(step, "error times=1")
+            with pytest.raises(KuasarError, match=f"failpoint {step}"):
+                await r.call("sandbox.start")
+            assert r.hits(step) == 1
+            await r.nothing_held()
+            assert (await r.call("sandbox.status", key="", verbose=False))["state"] == "created"
+            await r.call("sandbox.start")
+            await usable(r)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("step", ["record.written", *STEPS])
+def test_the_worker_dies_at_a_step(step: str) -> None:
+    """The request is asked again of the successor, which first frees what its predecessor had begun."""
+
+    async def scenario() -> None:
+        async with rig() as r:
+            await r.start_zygote()
+            worker, _ = await r.start_worker()
+            await r.create()
+            r.arm(step, "kill times=1")
+            starting = asyncio.create_task(r.call("sandbox.start"))
+            await r.until(lambda: worker.poll() is not None)
+            assert r.hits(step) == 1
+            _, hello = await r.start_worker()
+            assert hello.state == "created"
+            assert (await starting)["pid"] > 0
+            await usable(r)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("step", ["freed.cgroup", "freed.socket", "worker.removed"])
+def test_the_worker_dies_while_it_frees(step: str) -> None:
+    async def scenario() -> None:
+        async with rig() as r:
+            await r.start_zygote()
+            worker, _ = await r.start_worker()
+            await r.create()
+            await r.call("sandbox.start")
+            r.arm(step, "kill times=1")
+            ending = asyncio.create_task(r.call("sandbox.shutdown"))
+            await r.until(lambda: worker.poll() is not None)
+            await r.start_worker()
+            await ending
+            await r.nothing_held()
+            assert not r.directory.exists()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("step", ["task.recorded", "task.lent", "task.made", "agent.request", "agent.mounted"])
+def test_a_container_is_not_made(step: str) -> None:
+    async def scenario() -> None:
+        async with rig() as r:
+            await r.start_zygote()
+            await r.start_worker()
+            await r.create()
+            await r.call("sandbox.start")
+            r.arm(step, "error times=1")
+            with pytest.raises(KuasarError, match=f"failpoint {step}"):
+                await r.create_container("c1", "exit 3")
+            assert r.record()["containers"] == {}
+            assert r.cgroups("c1") == []
+            assert not (r.directory / "containers" / "c1").exists()
+            await r.create_container("c2", "exit 3")
+            await r.call("task.start", id="c2", exec_id="")
+            assert (await r.call("task.wait", key="", id="c2", exec_id=""))["exit_status"] == 3
+            await r.call("task.delete", id="c2", exec_id="")
+            await usable(r)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("step", ["task.recorded", "task.lent", "task.made", "worker.request", "worker.answer"])
+def test_the_worker_dies_while_a_container_is_made(step: str) -> None:
+    """Once, and only once, there is a container afterwards."""
+
+    async def scenario() -> None:
+        async with rig() as r:
+            await r.start_zygote()
+            worker, _ = await r.start_worker()
+            await r.create()
+            await r.call("sandbox.start")
+            r.arm(step, "kill times=1")
+            creating = asyncio.create_task(r.create_container("c1", "exit 3"))
+            await r.until(lambda: worker.poll() is not None)
+            await r.start_worker()
+            assert (await creating)["pid"] > 0
+            await r.call("task.start", id="c1", exec_id="")
+            assert (await r.call("task.wait", key="", id="c1", exec_id=""))["exit_status"] == 3
+            await usable(r)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("step", ["zygote.request", "zygote.forked"])
+@pytest.mark.parametrize("action", ["kill times=1", "error times=1"])
+def test_the_zygote_fails(step: str, action: str) -> None:
+    """A start either succeeds the slow way or fails without a trace."""
+
+    async def scenario() -> None:
+        async with rig() as r:
+            await r.start_zygote()
+            await r.start_worker()
+            await r.create()
+            r.arm(step, action)
+            try:
+                await r.call("sandbox.start")
+            except KuasarError:
+                await r.nothing_held()
+                await r.call("sandbox.start")
+            assert r.hits(step) == 1
+            await usable(r)
+
+    run(scenario())
