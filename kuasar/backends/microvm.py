@@ -57,14 +57,16 @@ class MicroVm(Backend):
         self._storage: Storage | None = None
         self._log_path = ""
         self._agent: AgentClient | None = None
+        self._plugged = False
         self._clock: Task[None] | None = None
         self._console: Task[None] | None = None
 
     # -- what an engine has to say -----------------------------------------------------------------------------------
 
     @abstractmethod
-    async def boot(self, spec: MachineSpec, deadline: float) -> None:
-        """Start the machine, with ``self.vmm`` taken, so that an agent will answer. Undone by :meth:`release`."""
+    async def boot(self, spec: MachineSpec, deadline: float) -> bool:
+        """Start the machine, with ``self.vmm`` taken, so that an agent will answer; whether its guest runs already, and
+        can be given devices. Undone by :meth:`release`."""
 
     @abstractmethod
     async def reconnect(self, deadline: float) -> None:
@@ -140,8 +142,20 @@ class MicroVm(Backend):
         if shared_fs == "virtiofs":
             self._make_share().open(spec.cgroup, spec.log_path)
             self.host.lap("share")
-        await self.boot(spec, limit)
+        self._plugged = False
+        if await self.boot(spec, limit):
+            await self._plug(spec, limit)  # the guest finds them while its agent wakes up
         self._watch_console(spec.console_path)
+
+    async def _plug(self, spec: MachineSpec, deadline: float) -> None:
+        """What every pod of this kind needs; harmless to repeat."""
+        if self._plugged:
+            return
+        if self.host.machine.get("shared_fs") == "virtiofs":
+            await self.attach_share(self._make_share(), deadline)
+        await self.attach_nics(spec, deadline)
+        self._plugged = True
+        self.host.lap("devices")
 
     def _shared_fs(self, spec: MachineSpec) -> str:
         """``virtiofs`` or ``none``: the pod's word, else the configuration's."""
@@ -187,10 +201,6 @@ class MicroVm(Backend):
     async def settle(self, agent: AgentClient, spec: MachineSpec, deadline: float) -> None:
         """Everything that must not come from a template, and what the pod adds; proved before the pod counts as
         ready."""
-        if self.host.machine.get("shared_fs") == "virtiofs":
-            await self.attach_share(self._make_share(), deadline)
-        await self.attach_nics(spec, deadline)
-        self.host.lap("devices")
         machine_id = os.urandom(16).hex()
         sent = time.time_ns()
         identity = {
@@ -201,9 +211,11 @@ class MicroVm(Backend):
         }
         proof = await agent.call("guest.identity", identity, deadline=deadline)
         self._check_proof(proof, (sent, time.time_ns()), machine_id, spec)
-        await self._set_clock(agent, deadline)
+        if time.time_ns() - sent > _LARGEST_CLOCK_OFFSET // 2:
+            await self._set_clock(agent, deadline)  # the time was old when it arrived
         self.host.remember(boot_id=proof["boot_id"], machine_id=machine_id)
         self.host.lap("identity")
+        await self._plug(spec, deadline)
         if self.host.machine.get("shared_fs") == "virtiofs":
             await agent.call("guest.share", {"tag": TAG}, deadline=deadline)
             self.host.lap("mount")

@@ -115,6 +115,9 @@ class Engine:
     """Memory that a machine can grow to."""
     max_vcpus: int = 8
     """Processors that a machine can grow to."""
+    device_ports: int = 8
+    """How many devices (cards, disks, the share, memory) can be plugged into a machine. Each costs a guest some time
+    whenever one is."""
     shared_fs: str = "virtiofs"
     """``virtiofs``: a directory of the host serves root file systems and volumes; ``none``: only disks are possible,
     and a clone's memory is a private copy of its template's."""
@@ -182,6 +185,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 TASK_APIS = ("ttrpc", "grpc")
 _MAX_SOCKET_PATH = 107
 _MOST_VCPUS = 240
+_MOST_PORTS = 96
 
 
 def load(path: str | None = None) -> Config:
@@ -321,6 +325,8 @@ def _check_machine(key: str, engine: Engine, problems: list[str]) -> None:
         problems.append(f"{key}.memory_mib: must be between 64 and max_memory_mib ({engine.max_memory_mib})")
     if not 1 <= engine.max_vcpus <= _MOST_VCPUS:
         problems.append(f"{key}.max_vcpus: must be between 1 and {_MOST_VCPUS}")
+    if not 4 <= engine.device_ports <= _MOST_PORTS:
+        problems.append(f"{key}.device_ports: must be between 4 and {_MOST_PORTS}")
     for name in ("image", "kernel", "virtiofsd"):
         value = getattr(engine, name)
         if value and not os.path.isabs(value):

@@ -17,6 +17,7 @@ from kuasar.core.config import Config
 from kuasar.core.errors import BackendFailed, Unavailable
 from kuasar.core.spawn import Children, Completed
 from kuasar.supervisor import zygote_client
+from kuasar.supervisor.keeper_client import Keeper
 
 if TYPE_CHECKING:
     from kuasar.workers.sandbox import Sandbox
@@ -61,7 +62,19 @@ class WorkerHost:
         return await self._children.run(argv, deadline=deadline)
 
     def keep(self, name: str, make: Callable[[], int]) -> int:
-        return make()
+        keeper = Keeper(self._config.supervisor.keeper)
+        try:
+            kept = keeper.get(name)
+            if kept is not None:
+                return kept[0][0]
+            made = make()
+            keeper.put(name, [made])
+        except Unavailable as exc:
+            log.warning("the keeper is away, nothing is shared with other sandboxes", name=name, error=exc)
+            return make()
+        finally:
+            keeper.close()
+        return made
 
     def holdings(self) -> Sequence[tuple[str, str]]:
         return tuple(self._sandbox.record.holdings)

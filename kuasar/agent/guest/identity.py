@@ -43,12 +43,12 @@ def assume(body: Body, directory: str) -> None:
     set_clock(time_ns)
 
 
-def prove(instance: str) -> dict[str, Any]:
+def prove(instance: str, with_boot_id: bool = True) -> dict[str, Any]:
     """What this machine is, asked of the kernel. The boot id is made at its first read, so this must be the first one
     after the random numbers have been seeded: never read it in a template."""
     return {
         "time_ns": time.time_ns(),
-        "boot_id": _read(_BOOT_ID_FILE),
+        "boot_id": _read(_BOOT_ID_FILE) if with_boot_id else "",
         "machine_id": _read(_MACHINE_ID_FILE),
         "hostname": socket.gethostname(),
         "instance": instance,

@@ -15,7 +15,6 @@ from contextlib import suppress
 from typing import Any
 
 from kuasar.backends.base import Host, Nic
-from kuasar.backends.qemu.facts import PORTS
 from kuasar.backends.qemu.machine import Machine
 from kuasar.backends.share import TAG
 from kuasar.core.aio import Future
@@ -29,8 +28,9 @@ _QUEUE_SIZE = 1024
 class Devices:
     """The devices of one machine, by our names for them. One operation at a time is up to the caller."""
 
-    def __init__(self, host: Host, machine: Machine) -> None:
+    def __init__(self, host: Host, machine: Machine, ports: int) -> None:
         self._host = host
+        self._count = ports
         self._machine = machine
         self._unplugged: dict[str, Future[None]] = {}
 
@@ -151,9 +151,11 @@ class Devices:
 
     def _take_port(self, name: str) -> int:
         ports = self._ports()
-        free = sorted(set(range(PORTS)) - set(ports.values()))
+        free = sorted(set(range(self._count)) - set(ports.values()))
         if not free:
-            raise ResourceExhausted(f"all {PORTS} ports of the machine are taken: no device can be plugged in")
+            raise ResourceExhausted(
+                f"all {self._count} ports of the machine are taken, {name} has none (device_ports of its engine)"
+            )
         self._host.remember(ports={**ports, name: free[0]})
         return free[0]
 

@@ -29,7 +29,7 @@ class Engine(MicroVm):
     def __init__(self, host: Host, settings: config.Engine) -> None:
         super().__init__(host, settings)
         self._machine = Machine(host, self.vmm, self._on_event)
-        self._devices = Devices(host, self._machine)
+        self._devices = Devices(host, self._machine, settings.device_ports)
 
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
         log.debug("QEMU", event=name, data=data)
@@ -37,7 +37,7 @@ class Engine(MicroVm):
 
     # -- start ---------------------------------------------------------------------------------------------------------
 
-    async def boot(self, spec: MachineSpec, deadline: float) -> None:
+    async def boot(self, spec: MachineSpec, deadline: float) -> bool:
         setup = await find_setup(self.host, self.settings)
         self.host.lap("setup")
         template, why_not = None, "template = false"
@@ -46,7 +46,7 @@ class Engine(MicroVm):
             template = templates.find(setup.shape.key)
             why_not = "there is no template of its kind yet"
             if template is not None and await self._clone(spec, setup, templates, template, deadline):
-                return
+                return True
             if template is not None:
                 why_not = "the clone of its template failed"
             self._make_template()
@@ -55,6 +55,7 @@ class Engine(MicroVm):
         await self._machine.boot(setup, _placement(spec, setup), deadline)
         self._remember_size(setup)
         self.host.lap("vmm")
+        return False
 
     async def _clone(
         self, spec: MachineSpec, setup: Setup, templates: Templates, template: Template, deadline: float

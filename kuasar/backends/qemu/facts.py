@@ -23,7 +23,6 @@ from kuasar.core.config import Engine
 from kuasar.core.errors import BackendFailed, DeadlineExceeded
 
 DEFAULT_BINARY = "qemu-system-x86_64"
-PORTS = 20
 _MIB = 1024 * 1024
 _ASK_SECONDS = 10.0
 _PROBE_SECONDS = 6.0
@@ -57,7 +56,7 @@ async def find_setup(host: Host, settings: Engine) -> Setup:
         memory_bytes=settings.memory_mib * _MIB,
         max_memory_bytes=settings.max_memory_mib * _MIB,
         max_vcpus=settings.max_vcpus,
-        ports=PORTS,
+        ports=settings.device_ports,
         command_line=command_line(image.command_line, settings.kernel_arguments),
         image_digest=image.digest + (_identity(kernel) if settings.kernel else ""),
         host_kernel=os.uname().release,

@@ -78,17 +78,18 @@ class Machine:
         """Start a machine from a template: its memory is a copy that can be shared, or else a private view of a copy
         that all clones look at."""
         loop = self._host.loop
-        memory = (
-            await in_thread(loop, template.copy_memory)
-            if shared
-            else self._host.keep(f"template/{template.description.key}", template.copy_memory)
-        )
+        if shared:
+            memory = empty_memory(setup)
+        else:
+            memory = self._host.keep(f"template/{template.description.key}", template.copy_memory)
         try:
             self._start(setup, placement, memory, shared=shared, incoming=True)
+            if shared:
+                await in_thread(loop, lambda: template.fill(memory))  # QEMU comes up meanwhile, and does not look at it
         finally:
             os.close(memory)
-        self._host.lap("vmm")
         await self._connect(deadline)
+        self._host.lap("vmm")
         state = template.open_state()
         try:
             await self.monitor.give("state", state, deadline)

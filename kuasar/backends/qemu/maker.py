@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from kuasar.backends.base import ROOT, AgentProcess, User
@@ -27,7 +28,7 @@ from kuasar.backends.qemu.template import Description, Templates, digest_of_data
 from kuasar.core import log
 from kuasar.core.aio import Loop
 from kuasar.core.config import ConfigError, Engine, load
-from kuasar.core.errors import BackendFailed, KuasarError
+from kuasar.core.errors import BackendFailed, KuasarError, NotFound
 from kuasar.core.spawn import Children, Completed
 
 _SECONDS = 180.0
@@ -128,6 +129,7 @@ async def _make(host: MakerHost, setup: Setup, templates: Templates, say: Callab
         say(f"its agent answered after {boot_seconds:.1f} s; the guest cleans up")
         await agent.call("guest.rest", {}, deadline=deadline)
         agent.close()
+        await _rehearse(machine, deadline)
         await host.loop.sleep(_SETTLE_SECONDS)  # the carrier sees the end of the connection
         await machine.save(f"{target}/{_STATE}", deadline)
         data_bytes = write_sparse(memory, f"{target}/{_MEMORY}")
@@ -153,6 +155,22 @@ async def _make(host: MakerHost, setup: Setup, templates: Templates, say: Callab
         process.release()
         machine.disconnect()
         shutil.rmtree(target, ignore_errors=True)
+
+
+async def _rehearse(machine: Machine, deadline: float) -> None:
+    """Have the guest do once what every clone is asked first: what that needs is in its memory then, and not on its
+    disk. Nothing of it lasts: a clone gets another identity, and no boot id is made."""
+    agent = await machine.open_channel(deadline)
+    try:
+        identity = {"machine_id": "7" * 32, "hostname": "template", "entropy": bytes(64), "rehearsal": True}
+        await agent.call("guest.identity", {"time_ns": time.time_ns(), **identity}, deadline=deadline)
+        await agent.call("guest.clock", {"time_ns": time.time_ns()}, deadline=deadline)
+        await agent.call("network", {"interfaces": [], "routes": [], "neighbours": []}, deadline=deadline)
+        await agent.call("setup", {"hostname": "template", "sysctls": {}, "shm_bytes": 0}, deadline=deadline)
+        with suppress(NotFound):
+            await agent.call("task.state", {"id": "rehearsal", "exec_id": ""}, deadline=deadline)
+    finally:
+        agent.close()
 
 
 _SETTLE_SECONDS = 0.05

@@ -8,6 +8,7 @@ anew.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ FORMAT = 1
 _PAGE = 4096
 _CHUNK = 1024 * 1024
 _ABANDONED_SECONDS = 600.0
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 @dataclass(frozen=True)
@@ -49,20 +51,27 @@ class Template:
         self.description = description
 
     def copy_memory(self) -> int:
-        """A new memory file with the template's content, holes left holes; its descriptor. Blocks for some 10 ms."""
-        target = os.memfd_create("kuasar-memory", os.MFD_CLOEXEC)
+        """A new memory file with the template's content, which nobody can change; its descriptor. Blocks for some 10
+        ms."""
+        target = os.memfd_create("kuasar-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(target, self.description.memory_bytes)
-            with open(f"{self.directory}/memory", "rb", buffering=0) as source:
-                for start, end in data_of(source.fileno()):
-                    os.lseek(source.fileno(), start, os.SEEK_SET)
-                    os.lseek(target, start, os.SEEK_SET)
-                    while start < end:
-                        start += os.sendfile(target, source.fileno(), None, end - start)
+            self.fill(target)
+            fcntl.fcntl(target, fcntl.F_ADD_SEALS, _SEALS)
         except BaseException:
             os.close(target)
             raise
         return target
+
+    def fill(self, target: int) -> None:
+        """Copy the template's memory into the file ``target`` of the same size, which has nothing but holes; holes stay
+        holes. Blocks for some 10 ms."""
+        with open(f"{self.directory}/memory", "rb", buffering=0) as source:
+            for start, end in data_of(source.fileno()):
+                os.lseek(source.fileno(), start, os.SEEK_SET)
+                os.lseek(target, start, os.SEEK_SET)
+                while start < end:
+                    start += os.sendfile(target, source.fileno(), None, end - start)
 
     def open_state(self) -> int:
         """A descriptor at the start of the state. The caller closes it."""
