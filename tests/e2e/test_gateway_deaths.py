@@ -18,6 +18,7 @@ from kuasar.cli.cri import CriError
 from kuasar.core.errors import Unavailable
 from kuasar.supervisor.keeper_client import Keeper
 from scripts.stack import Stack
+from tests import failpoints
 from tests.deadline import eventually
 from tests.e2e import leftovers
 from tests.e2e.engines import EXEC, OURS, SHELL
@@ -113,6 +114,33 @@ def test_the_gateway_dies_again_and_again_and_no_container_notices(node: Node) -
     pod.remove()
     eventually(lambda: kept(node.stack), "no connection is left", until=lambda names: not names)
     eventually(lambda: os.listdir(f"{node.stack.layout.run}/journal"), "no log is left", until=lambda names: not names)
+
+
+@pytest.mark.parametrize("point", ["seen", "recorded", "consumed", "done", "placed", "sent"])
+def test_the_gateway_dies_in_every_call_of_a_container(node: Node, point: str) -> None:
+    """Create, State, Connect, Wait, Start, Exec, Kill, Delete …: the death comes one call later each time."""
+    name = f"gateway.{'answer' if point in ('placed', 'sent') else 'request'}.{point}"
+    armed = f"{node.stack.layout.run}/failpoints"
+    pod = node.pod()
+    try:
+        for skip in range(0, 12, 2):
+            # containerd needs the Sandbox API to create a container, so the gateway has to be there
+            eventually(lambda: node.stack.pid("gateway"), "it runs", until=lambda pid: is_up(node.stack, pid))
+            eventually(lambda: reachable(pod), "the pod is ready", timeout=30)
+            container = pod.create(["sh", "-c", "echo begun; sleep 1000"], "main")
+            failpoints.arm(armed, name, f"kill skip={skip} times=1")
+            container.start()
+            container.wait_for_log(b"begun\n")
+            result = container.exec("sh", "-c", f"echo {skip}; exit {skip + 1}")
+            assert (result.exit_code, result.stdout) == (skip + 1, f"{skip}\n".encode())
+            container.stop()
+            assert container.status().exit_code == 137
+            assert failpoints.hits(armed, name) > skip
+            failpoints.disarm(armed, name)
+            container.remove()
+    finally:
+        failpoints.disarm(armed, name)
+    eventually(lambda: reachable(pod), "the pod is ready", timeout=30)
 
 
 def test_the_gateway_dies_while_containers_end(node: Node) -> None:
