@@ -4,6 +4,7 @@ notices."""
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from tests.deadline import eventually
 from tests.e2e import leftovers
 from tests.e2e.engines import EXEC, OURS, SHELL
 from tests.e2e.harness import Container, Node
-from tests.e2e.test_restarts import kill, reachable
+from tests.e2e.test_restarts import kill, numbers, reachable
 
 pytestmark = pytest.mark.needs(OURS, SHELL, EXEC)
 
@@ -210,6 +211,36 @@ def test_the_gateway_and_the_worker_die_together(node: Node) -> None:
     container.stop()
     assert container.status().exit_code == 137
     eventually(lambda: reachable(pod), "the pod is ready", timeout=30)
+
+
+def test_supervisord_dies_and_everything_runs_on(node: Node) -> None:
+    """It takes gateway, workers and, in this stack, containerd along; the keeper waits for the next one."""
+    stack, pod = node.stack, node.pod()
+    counting, idle = pod.run(COUNT, "counting"), pod.run_idle("idle")
+    pids = [counting.pid, idle.pid]
+    with open(f"{stack.layout.run}/supervisord.pid", encoding="ascii") as file:
+        daemon = int(file.read())
+    victims = [os.pidfd_open(pid) for pid in (daemon, *(stack.pid(name) for name in ("gateway", "containerd")))]
+    keeper = stack.pid("keeper")
+    try:
+        os.kill(daemon, signal.SIGKILL)
+        for victim in victims:
+            assert select.select([victim], [], [], 15)[0]
+    finally:
+        for victim in victims:
+            os.close(victim)
+    assert os.path.exists(f"/proc/{keeper}")
+    stack.start()
+    eventually(lambda: reachable(pod), "the pod is ready", timeout=30)
+    assert [counting.pid, idle.pid] == pids
+    assert counting.running()
+    assert idle.exec("sh", "-c", "exit 5").exit_code == 5
+    before = len(numbers(counting))
+    seen = eventually(lambda: numbers(counting), "the log goes on", until=lambda now: len(now) > before + 5)
+    assert seen == sorted(set(seen))  # what containerd had read and not written when it was killed is lost
+    counting.stop()
+    assert counting.status().exit_code == 137
+    eventually(lambda: os.path.exists(f"/proc/{keeper}"), "the old keeper has left", until=lambda there: not there)
 
 
 def test_sandbox_calls_in_flight_are_repeated_and_succeed(node: Node) -> None:
