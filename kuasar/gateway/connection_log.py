@@ -25,6 +25,7 @@ import time
 from contextlib import suppress
 
 from kuasar.core import log
+from kuasar.core.failpoints import failpoint
 from kuasar.gateway import exchange
 from kuasar.gateway.exchange import DamagedLog, Exchange, Recorded
 
@@ -103,8 +104,11 @@ class ConnectionLog:
         if not data:
             return None
         at = time.monotonic_ns()
+        failpoint("gateway.request.seen")
         self._append(exchange.received(data, at))
+        failpoint("gateway.request.recorded")
         _consume(connection, len(data))
+        failpoint("gateway.request.consumed")
         fresh = self.exchange.receive(data, at)
         self._set_consumed(self.exchange.received)
         return fresh

@@ -18,6 +18,7 @@ from kuasar.core.errors import AlreadyExists, InvalidArgument, KuasarError, NotF
 from kuasar.core.failpoints import failpoint
 from kuasar.core.ids import require_id
 from kuasar.gateway.calls import Call
+from kuasar.gateway.claims import Claims
 from kuasar.gateway.directory import Directory
 from kuasar.gateway.link import Workers
 from kuasar.gateway.pods import pod_spec_of, pod_spec_of_metadata
@@ -39,6 +40,7 @@ class ControllerService:
         self._directory = directory
         self._workers = workers
         self._supervision = supervision
+        self.claims = Claims(f"{config.state_dir}/unclaimed", self._give_up)
         self._background: set[asyncio.Task[None]] = set()
 
     async def Create(self, request: pb.ControllerCreateRequest, call: Call) -> pb.ControllerCreateResponse:  # noqa: N802
@@ -48,6 +50,7 @@ class ControllerService:
         config = pod_spec_of(request.options, request.netns_path)
         # If it is known, this may be the repetition of a call during which our predecessor died: the worker knows.
         known = self._directory.knows(sandbox)
+        self.claims.begun(sandbox, call.namespace)
         if not known:
             self._directory.add_sandbox(call.namespace, sandbox, request.sandboxer)
         try:
@@ -64,6 +67,7 @@ class ControllerService:
             await self._workers.change_again(sandbox, "sandbox.create", body, call)
             failpoint("gateway.created")
         except AlreadyExists:
+            self.claims.settled(sandbox)
             raise  # the worker has a sandbox that we had not heard of: it is not ours to end
         except BaseException:
             if not known:
@@ -88,11 +92,13 @@ class ControllerService:
     async def Start(self, request: pb.ControllerStartRequest, call: Call) -> pb.ControllerStartResponse:  # noqa: N802
         """Start the machine; answers when its agent is ready, with the address of the Task API."""
         sandbox = await self._require(request.sandbox_id, call)
+        self.claims.begun(sandbox, call.namespace)
         started = time.monotonic()
         try:
             reply = await self._workers.change_again(sandbox, "sandbox.start", {}, call)
             failpoint("gateway.started")
         except WrongState:
+            self.claims.settled(sandbox)
             raise  # it is running, or going already
         except KuasarError:
             await self._abandon(sandbox, call.namespace)
@@ -115,11 +121,12 @@ class ControllerService:
             log.error("a sandbox that failed could not be removed in order", sandbox=sandbox, error=exc)
             self._supervision.remove_soon(sandbox)
         self._directory.forget(sandbox)
+        self.claims.settled(sandbox)
         log.warning("a sandbox that failed was removed", sandbox=sandbox)
 
     async def Platform(self, request: pb.ControllerPlatformRequest, call: Call) -> pb.ControllerPlatformResponse:  # noqa: N802
         """Where containers of this sandbox run: every engine of today runs the host's architecture."""
-        await self._require(request.sandbox_id, call)
+        await self._claim(request.sandbox_id, call)
         machine = platform.machine()
         architecture, variant = _ARCHITECTURES.get(machine, (machine, ""))
         described = platform_pb2.Platform(os="linux", architecture=architecture, variant=variant)
@@ -128,7 +135,7 @@ class ControllerService:
     async def Stop(self, request: pb.ControllerStopRequest, call: Call) -> pb.ControllerStopResponse:  # noqa: N802
         """End the sandbox: gracefully within ``timeout_secs``, then by force. Stopping what is gone succeeds."""
         try:
-            sandbox = await self._require(request.sandbox_id, call)
+            sandbox = await self._claim(request.sandbox_id, call)
         except NotFound:
             return pb.ControllerStopResponse()
         grace = float(request.timeout_secs) or _DEFAULT_GRACE_SECONDS
@@ -138,13 +145,13 @@ class ControllerService:
 
     async def Wait(self, request: pb.ControllerWaitRequest, call: Call) -> pb.ControllerWaitResponse:  # noqa: N802
         """Answers when the sandbox has ended."""
-        sandbox = await self._require(request.sandbox_id, call)
+        sandbox = await self._claim(request.sandbox_id, call)
         reply = await self._workers.wait(sandbox, "sandbox.wait", {}, call)
         return pb.ControllerWaitResponse(exit_status=reply["exit_status"], exited_at=timestamp(reply["exited_at"]))
 
     async def Status(self, request: pb.ControllerStatusRequest, call: Call) -> pb.ControllerStatusResponse:  # noqa: N802
         """Where the sandbox stands; with ``verbose`` also where its things are and how its start went."""
-        sandbox = await self._require(request.sandbox_id, call)
+        sandbox = await self._claim(request.sandbox_id, call)
         reply = await self._workers.read(sandbox, "sandbox.status", {"verbose": request.verbose}, call)
         ready = reply["state"] == "ready"
         info = reply["info"]
@@ -164,7 +171,7 @@ class ControllerService:
     async def Shutdown(self, request: pb.ControllerShutdownRequest, call: Call) -> pb.ControllerShutdownResponse:  # noqa: N802
         """Remove the sandbox and all it holds; legal in every state, harmless to repeat."""
         try:
-            sandbox = await self._require(request.sandbox_id, call)
+            sandbox = await self._claim(request.sandbox_id, call)
         except NotFound:
             return pb.ControllerShutdownResponse()
         try:
@@ -178,14 +185,14 @@ class ControllerService:
 
     async def Metrics(self, request: pb.ControllerMetricsRequest, call: Call) -> pb.ControllerMetricsResponse:  # noqa: N802
         """Statistics of the whole pod, in the cgroup version of the node."""
-        sandbox = await self._require(request.sandbox_id, call)
+        sandbox = await self._claim(request.sandbox_id, call)
         reply = await self._workers.read(sandbox, "sandbox.metrics", {}, call)
         metric = metrics_pb2.Metric(timestamp=timestamp(time.time_ns()), id=sandbox, data=metrics_any(reply["stats"]))
         return pb.ControllerMetricsResponse(metrics=metric)
 
     async def Update(self, request: pb.ControllerUpdateRequest, call: Call) -> pb.ControllerUpdateResponse:  # noqa: N802
         """Take over a changed record of the sandbox: the CRI plugin's, in ``extensions.metadata``."""
-        sandbox = await self._require(request.sandbox_id, call)
+        sandbox = await self._claim(request.sandbox_id, call)
         for field in request.fields:
             if field not in ("extensions", "extensions.metadata"):
                 raise InvalidArgument(
@@ -197,6 +204,12 @@ class ControllerService:
         body = {"config": pod_spec_of_metadata(extension.value), "fields": list(request.fields)}
         await self._workers.change_again(sandbox, "sandbox.update", body, call)
         return pb.ControllerUpdateResponse()
+
+    async def _claim(self, sandbox_id: str, call: Call) -> str:
+        """Like :meth:`_require`, for calls that show that the caller has heard of the sandbox's start."""
+        sandbox = await self._require(sandbox_id, call)
+        self.claims.settled(sandbox)
+        return sandbox
 
     async def _require(self, sandbox_id: str, call: Call) -> str:
         return await self._directory.require_sandbox(call.namespace, require_id(sandbox_id, "sandbox_id"))

@@ -20,6 +20,8 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kuasar.core.failpoints import failpoint
+
 _HEADER = struct.Struct("<QIIQQ")  # connection, stream, sent before, start and end of the piece in the spool
 _BEGIN = 4096
 _SPOOL_BYTES = 1 << 20
@@ -72,6 +74,7 @@ class Outlet:
         _write_all(self._fd, data, start)
         # Less than a page: it is written as a whole or not at all. Until then the header of the piece before is true.
         os.pwrite(self._fd, _HEADER.pack(connection, stream, before, start, end), 0)
+        failpoint("gateway.answer.placed")
         try:
             while self._position < end:
                 moved = os.sendfile(peer.fileno(), self._fd, None, end - self._position)
@@ -80,6 +83,7 @@ class Outlet:
                 self._position += moved
         except BlockingIOError:
             pass
+        failpoint("gateway.answer.sent")
         return self._position - start
 
     def close(self) -> None:

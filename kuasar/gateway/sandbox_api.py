@@ -28,12 +28,14 @@ class SandboxApi:
     ) -> None:
         self._supervision = Supervision(SupervisorClient(config.supervisor.socket))
         controller = ControllerService(config, directory, workers, self._supervision)
+        self._claims = controller.claims
         description = controller_pb2.DESCRIPTOR.services_by_name["Controller"]
         methods = {description.full_name: methods_of(description, controller, in_flight)}
         self._server = make_server(config, methods | tasks)
 
     async def start(self) -> None:
         """Listen."""
+        self._claims.start()
         await self._server.start()
 
     async def operator_stopped(self, sandbox: str) -> bool:
@@ -43,4 +45,5 @@ class SandboxApi:
     async def close(self) -> None:
         """End; calls under way have a moment."""
         await self._server.stop(_STOP_SECONDS)
+        self._claims.close()
         self._supervision.close()

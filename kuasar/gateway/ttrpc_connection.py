@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from kuasar.api.gen.ttrpc.ttrpc_pb2 import Request, Response, Status
 from kuasar.core import log
 from kuasar.core.errors import InvalidArgument, KuasarError, ResourceExhausted, Unimplemented
+from kuasar.core.failpoints import failpoint
 from kuasar.gateway.calls import Method
 from kuasar.gateway.connection_log import ConnectionLog
 from kuasar.gateway.exchange import Recorded
@@ -193,6 +194,7 @@ class Connection:
             response = Response(payload=answer.SerializeToString())
         except KuasarError as exc:
             response = _refusal(exc)
+        failpoint("gateway.request.done")
         self._send(recorded.stream, response, durable)
 
     # -- answers -------------------------------------------------------------------------------------------------------

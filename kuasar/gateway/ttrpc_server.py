@@ -2,7 +2,7 @@
 
 One listening socket, one connection per container of containerd's. containerd takes a container for dead when its
 connection breaks, so the connections survive us: the keeper has them, and the listening socket, and a successor goes on
-where we stopped (`ttrpc_connection.py`; the decision is docs/decisions/0006). Peers must be root or us.
+where we stopped (`ttrpc_connection.py`; the decision is docs/decisions/0007). Peers must be root or us.
 
 Names with the keeper: ``gateway/listener``, ``gateway/spool`` (`outlet.py`), ``gateway/task/<connection number in
 hex>``. Connections are numbered in nanoseconds since the epoch, counting on from the server's start, so that no number
@@ -20,6 +20,7 @@ from contextlib import suppress
 
 from kuasar.core import log
 from kuasar.core.errors import KuasarError
+from kuasar.core.failpoints import failpoint
 from kuasar.gateway.connection_log import ConnectionLog
 from kuasar.gateway.custody import Custody
 from kuasar.gateway.outlet import Outlet, new_spool
@@ -126,6 +127,7 @@ class TtrpcServer:
                 peer = self._custody.accept(self._listener, _LISTENER, name)
                 if peer is None:
                     return
+                failpoint("gateway.connection.accepted")
                 self._admit(number, name, peer)
             except OSError as exc:
                 log.error("a task connection could not be accepted", error=exc)

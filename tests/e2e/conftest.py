@@ -54,9 +54,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         node = getattr(item, "funcargs", {}).get("node")
         names = ["gateway.log", "containerd.log", "zygote.log", "keeper.log"]
         pods = node.pods if isinstance(node, Node) else []
+        directory = f"{stack.layout.logs}/sandboxes"
         names += [
             f"sandboxes/{name}"
-            for name in sorted(os.listdir(f"{stack.layout.logs}/sandboxes"))
+            for name in (sorted(os.listdir(directory)) if os.path.exists(directory) else ())
             if name.startswith(("direct-", *pods))
         ]
         for name in names:

@@ -18,7 +18,13 @@ class Gateway:
     """A channel to the gateway with the stubs of both services."""
 
     def __init__(self, socket: str) -> None:
-        options = [("grpc.default_authority", "localhost"), ("grpc.max_send_message_length", 64 << 20)]
+        options = [
+            ("grpc.default_authority", "localhost"),
+            ("grpc.max_send_message_length", 64 << 20),
+            ("grpc.initial_reconnect_backoff_ms", 50),
+            ("grpc.min_reconnect_backoff_ms", 50),
+            ("grpc.max_reconnect_backoff_ms", 50),
+        ]
         self.target = f"unix:{socket}"
         self._channel = grpc.insecure_channel(self.target, options=options)
         self.controller = ControllerStub(self._channel)

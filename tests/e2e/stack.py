@@ -25,6 +25,8 @@ BROKEN = "kuasar-broken"
 """A sandboxer whose runtime binary does not exist."""
 
 SETTINGS = f"""{default_settings()}
+[debug]
+failpoints = true
 [sandboxers.{BROKEN}]
 engine = "broken"
 [engines.broken]

@@ -15,6 +15,7 @@ from typing import Any
 from google.protobuf.empty_pb2 import Empty
 
 from kuasar.api.gen.containerd.task.v3 import task_pb2 as pb
+from kuasar.core import failpoints
 from kuasar.gateway.calls import Call, InFlight, methods_of
 from kuasar.gateway.custody import Custody
 from kuasar.gateway.ttrpc_server import TtrpcServer
@@ -67,6 +68,7 @@ class Files:
 
 
 async def _serve(root: str) -> None:
+    failpoints.configure(f"{root}/failpoints")
     custody = Custody(Keeper(f"{root}/s/keep.sock"))
     await custody.find()
     methods = {SERVICE.full_name: methods_of(SERVICE, Files(root), InFlight(1000))}

@@ -23,6 +23,7 @@ from kuasar.api.gen.ttrpc.ttrpc_pb2 import KeyValue, Request, Response
 from kuasar.gateway.ttrpc import FrameType, encode_frame, read_frame
 from kuasar.supervisor.keeper_client import Keeper
 from tests.deadline import eventually
+from tests.failpoints import arm, disarm
 from tests.integration.gateway.resumable import SERVICE
 
 ROOT = Path(__file__).parents[3]
@@ -266,6 +267,53 @@ def test_the_keeper_is_killed_in_between() -> None:
                     await late.answer(await late.ask("Exec", change(f"late{round_}", 1)))
             await other.ask("Kill", pb.KillRequest(id="w"))
             assert pb.WaitResponse.FromString((await client.answer(wait)).payload).exit_status == 7
+
+    with processes() as p:
+        run(scenario(p))
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "gateway.connection.accepted",
+        "gateway.request.seen",
+        "gateway.request.recorded",
+        "gateway.request.consumed",
+        "gateway.request.done",
+        "gateway.answer.placed",
+        "gateway.answer.sent",
+    ],
+)
+def test_it_dies_at_every_step(point: str) -> None:
+    """Of a request that comes in parts, and of an answer that leaves in parts."""
+
+    async def until_killed(p: Processes) -> None:
+        await asyncio.to_thread(p.server.wait, PATIENCE)
+        p.kill_server()
+
+    async def scenario(p: Processes) -> None:
+        for skip in range(3):
+            arm(f"{p.root}/failpoints", point, f"kill skip={skip} times=1")
+            async with connected(p) as client:
+                asks = [
+                    asyncio.create_task(client.ask("Exec", change(f"c{skip}", 300_000))),
+                    asyncio.create_task(client.ask("Connect", pb.ConnectRequest(id="1000000x"))),
+                    asyncio.create_task(client.ask("Connect", pb.ConnectRequest(id="1y"))),
+                ]
+                others = []
+                if point == "gateway.connection.accepted":
+                    others = [await asyncio.open_unix_connection(f"{p.root}/task.sock") for _ in range(skip)]
+                await until_killed(p)
+                for ask in asks:
+                    answer = await client.answer(await ask)
+                    assert not answer.status.code, answer
+                version = pb.ConnectResponse.FromString(client.answers[3].payload).version
+                assert version == "x" * 1_000_000
+                for _, writer in others:
+                    writer.close()
+            disarm(f"{p.root}/failpoints", point)
+        names = [line.split()[1] for line in Path(p.root, "done").read_text().splitlines()]
+        assert names == ["c0", "c1", "c2"]
 
     with processes() as p:
         run(scenario(p))
