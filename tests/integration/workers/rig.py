@@ -54,6 +54,8 @@ class Rig:
         self.worker_module = "kuasar.workers.main"
         self.hellos: asyncio.Queue[Hello] = asyncio.Queue()
         self.events: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
+        self.seconds = SECONDS
+        """What a request may take."""
         self._keys = 0
         self._is_tiny = False
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -108,12 +110,12 @@ class Rig:
             assert time.monotonic() < deadline, f"in vain: {self.tail()}"
             await asyncio.sleep(0.01)
 
-    async def call(self, op: str, key: str | None = None, seconds: float = SECONDS, **body: Any) -> dict[str, Any]:
+    async def call(self, op: str, key: str | None = None, **body: Any) -> dict[str, Any]:
         """A request; keyed unless it only reads."""
         if key is None:
             self._keys += 1
             key = f"k{self._keys}"
-        return await self.router.call(self.sandbox, op, body, key=key, deadline=time.monotonic() + seconds)
+        return await self.router.call(self.sandbox, op, body, key=key, deadline=time.monotonic() + self.seconds)
 
     async def create(self, **changes: Any) -> None:
         """``sandbox.create`` of a host-network pod."""

@@ -117,7 +117,8 @@ def test_the_worker_dies_at_steps(namespace: Namespace) -> None:
             await create(r, namespace)
             steps = BEFORE_THE_MACHINE + MACHINE + WITH_THE_MACHINE
             r.arm(steps[0][0], f"kill skip={steps[0][1]} times=1")
-            starting = asyncio.create_task(r.call("sandbox.start", seconds=280.0))
+            r.seconds = 280.0
+            starting = asyncio.create_task(r.call("sandbox.start"))
             for index, (step, _) in enumerate(steps):
                 await dead(r, worker)
                 assert r.hits(step), f"died before {step}"
