@@ -29,6 +29,7 @@ from kuasar.agent.storage import Storage
 from kuasar.core import cgroup, log
 from kuasar.core.aio import Future, Lock, Loop
 from kuasar.core.cgroup import OomWatch
+from kuasar.core.descriptors import require_room
 from kuasar.core.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -45,6 +46,8 @@ from kuasar.core.spawn import Children, Exit
 _KILL_SECONDS = 5.0
 _POLL_SECONDS = 0.002
 _MAX_DEAD = 256
+_DESCRIPTORS = 12
+"""Of a process at most, while it is started."""
 
 
 @dataclass
@@ -134,6 +137,7 @@ class Containers:
             self.driver.anticipate()
 
     def _make_streams(self, paths: StdioPaths, container_id: str, exec_id: str) -> Streams:
+        require_room(_DESCRIPTORS, f"process {container_id}/{exec_id}")
         if paths.remote:
             return make_remote_streams(self._exchange, paths, f"{container_id}/{exec_id}")
         return make_streams(self._loop, paths, is_init=not exec_id)

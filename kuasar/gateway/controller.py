@@ -14,6 +14,7 @@ from kuasar.api.gen.containerd.sandbox.v1 import controller_pb2 as pb
 from kuasar.api.gen.containerd.types import metrics_pb2, platform_pb2
 from kuasar.core import log
 from kuasar.core.config import Config
+from kuasar.core.descriptors import require_room
 from kuasar.core.errors import AlreadyExists, InvalidArgument, KuasarError, NotFound, WrongState
 from kuasar.core.failpoints import failpoint
 from kuasar.core.ids import require_id
@@ -28,6 +29,8 @@ from kuasar.gateway.times import timestamp
 
 _DEFAULT_GRACE_SECONDS = 10.0
 _ABANDON_SECONDS = 30.0
+_DESCRIPTORS_PER_SANDBOX = 4
+"""The worker's connection and its pidfd."""
 _ARCHITECTURES = {"x86_64": ("amd64", ""), "aarch64": ("arm64", "v8"), "riscv64": ("riscv64", "")}
 _TASK_API_VERSION = 3
 
@@ -52,7 +55,8 @@ class ControllerService:
         known = self._directory.knows(sandbox)
         self.claims.begun(sandbox, call.namespace)
         if not known:
-            self._directory.add_sandbox(call.namespace, sandbox, request.sandboxer)
+            require_room(_DESCRIPTORS_PER_SANDBOX, f"sandbox {sandbox}")
+        self._directory.add_sandbox(call.namespace, sandbox, request.sandboxer)
         try:
             await self._supervision.add(sandbox)
             failpoint("gateway.added")

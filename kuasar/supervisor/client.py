@@ -20,6 +20,7 @@ from kuasar.core.errors import (
     InvalidArgument,
     KuasarError,
     NotFound,
+    ResourceExhausted,
     Unavailable,
     WrongState,
 )
@@ -33,6 +34,7 @@ _FAULTS: dict[int, type[KuasarError]] = {
     3: InvalidArgument,  # BAD_ARGUMENTS
     6: Unavailable,  # SHUTDOWN_STATE
     10: NotFound,  # BAD_NAME
+    30: ResourceExhausted,  # FAILED: supervisord's descriptors are used up
     40: Unavailable,  # ABNORMAL_TERMINATION: the worker does not stay up
     50: BackendFailed,  # SPAWN_ERROR
     70: WrongState,  # NOT_RUNNING: an operator has stopped it
@@ -85,7 +87,8 @@ class SupervisorClient:
         """See to it that ``sandbox`` has a worker and give its pid; repeating is harmless.
 
         Raises WrongState (an operator has stopped it), Unavailable (supervisord is away or reloading, the worker does
-        not stay up or is still ending), BackendFailed (no process to be had), DeadlineExceeded (``timeout`` seconds).
+        not stay up or is still ending), BackendFailed (no process to be had), ResourceExhausted (supervisord's
+        descriptors are used up), DeadlineExceeded (``timeout`` seconds).
         """
         return cast(int, self._call("addSandbox", (sandbox,), timeout))
 

@@ -22,7 +22,8 @@ from supervisor.xmlrpc import Faults, RPCError
 
 from kuasar.core import failpoints
 from kuasar.core.config import Config, load
-from kuasar.core.errors import InvalidArgument
+from kuasar.core.descriptors import require_room
+from kuasar.core.errors import InvalidArgument, ResourceExhausted
 from kuasar.core.failpoints import failpoint
 from kuasar.core.ids import require_id
 from kuasar.supervisor.clone import become_subreaper
@@ -38,6 +39,8 @@ GATEWAY = "gateway"
 """Names of programs in supervisord's configuration."""
 HOLD_SECONDS = 5.0
 """How long replayed workers wait for the zygote to come up before they are executed the slow way."""
+_DESCRIPTORS_PER_WORKER = 6
+"""While it is started; two stay."""
 
 
 class KuasarInterface:
@@ -121,6 +124,7 @@ class KuasarInterface:
         failpoint("plugin.request")
         worker = self._find(sandbox)
         if worker is None:
+            _require_descriptors(sandbox)
             worker = self._group().add(sandbox)
             if not worker.spawn():
                 worker.group.forget(worker)
@@ -173,6 +177,13 @@ class KuasarInterface:
         self._require_running()
         workers = self._group().processes
         return [_describe(workers[sandbox]) for sandbox in sorted(workers)]
+
+
+def _require_descriptors(sandbox: str) -> None:
+    try:
+        require_room(_DESCRIPTORS_PER_WORKER, f"a worker for sandbox {sandbox}")
+    except ResourceExhausted as exc:
+        raise RPCError(Faults.FAILED, exc.message) from exc
 
 
 def _describe(worker: Worker) -> dict[str, Any]:

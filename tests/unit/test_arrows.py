@@ -16,7 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bus": {"core"},
     "agent": {"core"},
     "backends": {"core", "agent.client", "agent.kernel", "agent.mounts"},
-    "supervisor": {"core", "workers.main", "agent.main", "gateway.main"},
+    "supervisor": {"core", "workers.main", "agent.main", "agent.kernel", "gateway.main"},
     "workers": {
         "core",
         "bus",

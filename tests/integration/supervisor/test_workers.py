@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import statistics
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kuasar.core.errors import InvalidArgument, NotFound, Unavailable, WrongState
+from kuasar.core.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable, WrongState
 from tests.integration.supervisor.stack import LOG_BYTES, Peer, Stack, wait_pidfd
 
 
@@ -242,3 +243,18 @@ def test_the_client_says_that_supervisord_is_away_and_finds_it_again(stack: Stac
         stack.client.add("two")
     stack.restart()
     assert stack.add("two").pid
+
+
+def test_no_worker_is_started_for_which_supervisord_has_no_descriptors(stack: Stack) -> None:
+    worker = stack.add("s1")
+    pid = stack.daemon.process.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")) + 20, before[1]))
+    with pytest.raises(ResourceExhausted, match=r"a worker for sandbox s2: .* descriptors"):
+        stack.client.add("s2")
+    assert [state["id"] for state in stack.client.states()] == ["s1"]
+    # the dead are still replaced
+    os.kill(worker.pid, signal.SIGKILL)
+    assert stack.control.next("s1").pid != worker.pid
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    stack.add("s2")

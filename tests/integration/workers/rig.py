@@ -32,11 +32,11 @@ BUSYBOX = "/usr/bin/busybox"
 CHECKOUT = Path(__file__).parents[3]
 
 
-def run(scenario: Coroutine[Any, Any, T]) -> T:
+def run(scenario: Coroutine[Any, Any, T], seconds: float = 90) -> T:
     """Run one scenario to its end, with a deadline."""
 
     async def bounded() -> T:
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(seconds):
             return await scenario
 
     return asyncio.run(bounded())
@@ -54,6 +54,8 @@ class Rig:
         self.worker_module = "kuasar.workers.main"
         self.hellos: asyncio.Queue[Hello] = asyncio.Queue()
         self.events: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
+        self.seconds = SECONDS
+        """What a request may take."""
         self._keys = 0
         self._is_tiny = False
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -101,9 +103,9 @@ class Rig:
         process = self._start("-m", self.worker_module, "--config", str(self.config), "--sandbox", self.sandbox)
         return process, await asyncio.wait_for(self.hellos.get(), SECONDS)
 
-    async def until(self, condition: Any) -> None:
+    async def until(self, condition: Any, seconds: float = SECONDS) -> None:
         """Wait for a condition of the file system or a process, with a deadline."""
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"in vain: {self.tail()}"
             await asyncio.sleep(0.01)
@@ -113,7 +115,7 @@ class Rig:
         if key is None:
             self._keys += 1
             key = f"k{self._keys}"
-        return await self.router.call(self.sandbox, op, body, key=key, deadline=time.monotonic() + SECONDS)
+        return await self.router.call(self.sandbox, op, body, key=key, deadline=time.monotonic() + self.seconds)
 
     async def create(self, **changes: Any) -> None:
         """``sandbox.create`` of a host-network pod."""
@@ -177,6 +179,10 @@ class Rig:
     def arm(self, point: str, action: str) -> None:
         """Arm a failpoint in all processes of this rig."""
         failpoints.arm(self.root / "state" / "failpoints", point, action)
+
+    def disarm(self, point: str) -> None:
+        """Harmless when it is not armed."""
+        failpoints.disarm(self.root / "state" / "failpoints", point)
 
     def hits(self, point: str) -> int:
         """How often an armed failpoint was hit."""

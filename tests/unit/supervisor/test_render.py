@@ -32,7 +32,7 @@ def test_supervisord_understands_what_is_shipped(tmp_path: Path) -> None:
     assert run(write(tmp_path, "100%"), output) == 0
     options = ServerOptions()
     options.realize(["-c", str(output)])
-    assert [group.name for group in options.process_group_configs] == ["zygote", "keeper", "gateway"]
+    assert [group.name for group in options.process_group_configs] == ["zygote", "keeper", "gateway", "reconciler"]
     zygote = options.process_group_configs[0].process_configs[0]
     assert zygote.command.endswith(f"-m kuasar.supervisor.zygote --config {tmp_path}/kuasar.toml --announce")
     assert (zygote.stdout_logfile, zygote.stdout_logfile_maxbytes) == (f"{tmp_path}/l/zygote.log", 12345)
