@@ -10,6 +10,7 @@ V := .venv/bin
 VENV := .venv/.installed
 SYSTEM := .kuasar/.system
 CONTAINERD_DEB := .kuasar/containerd/.package
+ENGINES := .kuasar/wasmedge/.package .kuasar/runsc/.package
 PYTEST := $(V)/python -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
@@ -62,7 +63,7 @@ bench: install ## measure our handlers and containerd's own shim; results in ben
 proto: $(VENV) ## generate the stubs from kuasar/api/protos
 	@$(V)/python scripts/gen_proto.py
 
-install: $(SYSTEM) $(VENV) $(CONTAINERD_DEB) guest ## Debian packages, .venv, containerd and the guest image
+install: $(SYSTEM) $(VENV) $(CONTAINERD_DEB) $(ENGINES) guest ## Debian packages, .venv, containerd, WasmEdge, gVisor and the guest image
 
 clean: ## stop the stack and remove .venv, .kuasar and all caches
 	@if [ -e $(VENV) ]; then $(V)/python -m scripts.stack stop || true; fi
@@ -78,6 +79,6 @@ $(VENV): pyproject.toml scripts/make-venv.sh
 	@scripts/make-venv.sh $(PYTHON)
 	@touch $@
 
-$(CONTAINERD_DEB): scripts/fetch-containerd.sh scripts/fetch-deb.sh
-	@scripts/fetch-containerd.sh
+.kuasar/%/.package: scripts/fetch-%.sh scripts/fetch-deb.sh
+	@scripts/fetch-$*.sh
 	@touch $@

@@ -1,16 +1,24 @@
 #!/bin/sh
-# fetch-deb.sh SUITE PACKAGE DEST: unpack one package of another Debian suite below DEST, without installing it.
+# fetch-deb.sh [--with-dependencies] SUITE PACKAGE DEST: unpack a package of another Debian suite below DEST, without installing it.
 #
 # Uses an apt state of its own in DEST.apt while it runs: neither the machine's package lists nor its dpkg database change. The
 # mirrors, proxies and certificates are the machine's own; the suite's signature is checked with Debian's archive keyring.
-# Dependencies are not fetched. DEST/.package records what is there; with the same suite and package a second run does nothing.
+# Its dependencies (down to the C library, but nothing recommended) come along only if asked for. DEST/.package records what is there; with the same suite and package a second run does nothing.
 set -eu
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
 
 KEYRING=${KEYRING:-/usr/share/keyrings/debian-archive-keyring.gpg}
 
-[ $# = 3 ] || die "usage: fetch-deb.sh SUITE PACKAGE DEST"
+fetch_packages() { isolated download "$package"; }
+if [ "${1:-}" = --with-dependencies ]; then
+    shift
+    # in apt's eyes nothing is installed, so what it would install is all that the package needs
+    fetch_packages() {
+        isolated install --download-only -y --no-install-recommends "$package" && mv "$state"/cache/archives/*.deb .
+    }
+fi
+[ $# = 3 ] || die "usage: fetch-deb.sh [--with-dependencies] SUITE PACKAGE DEST"
 suite=$1 package=$2 dest=$3
 case $suite$package in *[!a-z0-9.+-]*) die "not a suite and a package: $suite $package" ;; esac
 
@@ -70,7 +78,7 @@ Signed-By: $KEYRING
 Targets: Packages
 SOURCES
     # update alone succeeds with a warning when a mirror fails; the download then has nothing to fetch
-    isolated update && (cd "$state/download" && isolated download "$package")
+    isolated update && (cd "$state/download" && fetch_packages)
 }
 
 for uri in $uris; do
@@ -79,7 +87,7 @@ for uri in $uris; do
         break
     fi
 done
-set -- "$state"/download/*.deb
+set -- "$state/download/$package"_*.deb
 [ -f "$1" ] || {
     cat "$state/log" >&2
     die "no mirror of this machine gave $package of $suite"
@@ -89,5 +97,7 @@ version=$(dpkg-deb -f "$1" Version)
 say "unpacking $package $version"
 rm -rf "$dest"
 mkdir "$dest"
-dpkg-deb -x "$1" "$dest"
+for deb in "$state"/download/*.deb; do
+    dpkg-deb -x "$deb" "$dest"
+done
 printf '%s %s %s %s\n' "$package" "$version" "$(dpkg-deb -f "$1" Architecture)" "$suite" >"$record"

@@ -20,6 +20,12 @@ CONTAINERD_BIN = f"{CHECKOUT}/.kuasar/containerd/usr/bin"
 GUEST_IMAGE = f"{CHECKOUT}/.kuasar/guest/image"
 MACHINE_CACHE = f"{CHECKOUT}/.kuasar/qemu"
 """Templates of machines, for all stacks of this checkout."""
+_OURS: dict[str, dict[str, str]] = {
+    "gvisor": {"binary": f"{CHECKOUT}/.kuasar/runsc/usr/bin/runsc"},
+    "qemu": {"image": GUEST_IMAGE, "cache_dir": MACHINE_CACHE},
+    "wasmedge": {"binary": f"{CHECKOUT}/.kuasar/wasmedge/usr/bin/wasmedge"},
+}
+"""Settings of engines: what this checkout has built or fetched."""
 _DROP_IN_ADDRESS = '"/run/kuasar/gateway.sock"'
 
 
@@ -114,6 +120,11 @@ def search_path() -> str:
     return f"{CONTAINERD_BIN}:{virtual_env}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+def runtimes() -> set[str]:
+    """The runtime handlers that our drop-in for containerd declares."""
+    return set(re.findall(r"^\[plugins.*\.runtimes\.([a-z-]+)\]$", _template("containerd/kuasar.toml"), re.MULTILINE))
+
+
 def render(layout: Layout, pause_image: str) -> None:
     """Write all configuration of the stack except supervisord's, which kuasar.supervisor.render makes."""
     for directory in (layout.run, layout.data, layout.logs, layout.images, layout.cni_conf_dir):
@@ -172,8 +183,7 @@ def default_settings() -> str:
     tables = [f"[sandboxers.{name}]\nengine = {json.dumps(each.engine)}" for name, each in defaults.sandboxers.items()]
     for name, engine in defaults.engines.items():
         tables.append(f"[engines.{name}]\nkind = {json.dumps(engine.kind)}")
-        if engine.kind == "qemu":
-            tables.append(f"image = {json.dumps(GUEST_IMAGE)}\ncache_dir = {json.dumps(MACHINE_CACHE)}")
+        tables += [f"{key} = {json.dumps(value)}" for key, value in _OURS.get(engine.kind, {}).items()]
     return "\n".join(tables) + "\n"
 
 

@@ -30,7 +30,7 @@ from kuasar.cli.cri import CriClient, CriError
 from kuasar.cli.images import PAUSE, Image, busybox_image, pause_image, write_archive
 from kuasar.core.config import load
 from scripts import leftovers
-from scripts.layout import CHECKOUT, CONTAINERD_BIN, GUEST_IMAGE, Layout, render, search_path
+from scripts.layout import CHECKOUT, CONTAINERD_BIN, GUEST_IMAGE, Layout, render, runtimes, search_path
 from scripts.leftovers import Before, Leftover
 
 START_SECONDS = 60.0
@@ -101,9 +101,7 @@ class Stack:
         self._wait_listening("containerd", self.layout.containerd_socket, deadline)
         with CriClient(self.layout.containerd_socket, timeout=5) as cri:
             self._wait_until(lambda: not _not_ready(cri), deadline, lambda: f"containerd: {_not_ready(cri)}")
-            missing = {"kuasar-qemu", "kuasar-runc", "kuasar-wasmtime"} - {
-                handler.name for handler in cri.runtime_status().runtime_handlers
-            }
+            missing = runtimes() - {handler.name for handler in cri.runtime_status().runtime_handlers}
         if missing:
             drop_in = f"{self.layout.run}/containerd-kuasar.toml"
             hint = f"name {drop_in} in `imports` of its configuration and restart it"

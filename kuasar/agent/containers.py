@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kuasar.agent import mounts
-from kuasar.agent.drivers.base import Anticipating, ContainerSetup, Driver, Started
+from kuasar.agent.drivers.base import Anticipating, ContainerSetup, Driver, Measuring, Started
 from kuasar.agent.events import EventLog
 from kuasar.agent.exchange import Exchange
 from kuasar.agent.files import remove_tree
@@ -199,14 +199,14 @@ class Containers:
             stdio = container.init.streams.open()
             with self._children.keeping_orphans():
                 started = await self.driver.create(setup, stdio, deadline)
-                ended = self._children.claim(started.pid)
+                ended = started.ended or self._children.claim(started.pid)
             undo.pop_all()
         self._made(container, container.init, started, ended)
-        container.oom = self._watch_oom(container)
+        container.oom = self._watch_oom(container, started.cgroup or container.cgroup)
 
     def _made(self, container: Container, process: Process, started: Started, ended: Future[Exit]) -> None:
         dead = self._host_pids_of_dead.pop(started.pid, 0)
-        process.exists(started.pid, self._pids.to_host(started.pid) or dead)
+        process.exists(started.pid, self._pids.to_host(started.pid) or dead, started.signal)
         process.streams.started(started.console)
         self._loop.spawn(self._see_to_the_end(container, process, ended), f"end of {process.machine.name}")
 
@@ -215,13 +215,13 @@ class Containers:
             del self._host_pids_of_dead[next(iter(self._host_pids_of_dead))]  # of no process that anybody starts
         self._host_pids_of_dead[pid] = self._pids.to_host(pid)
 
-    def _watch_oom(self, container: Container) -> OomWatch | None:
+    def _watch_oom(self, container: Container, path: str) -> OomWatch | None:
         def killed() -> None:
             log.warning("out of memory", container=container.id)
             self._events.publish("task.oom", container_id=container.id)
 
         try:
-            return OomWatch(self._loop, container.cgroup, killed)
+            return OomWatch(self._loop, path, killed)
         except KuasarError as exc:
             log.warning("out-of-memory kills will not be told", container=container.id, error=exc)
             return None
@@ -266,7 +266,7 @@ class Containers:
             stdio = process.streams.open()
             with self._children.keeping_orphans():
                 started = await self.driver.exec(container.id, process.exec_id, process.spec, stdio, deadline)
-                ended = self._children.claim(started.pid)
+                ended = started.ended or self._children.claim(started.pid)
             process.machine.to(Status.RUNNING)
             self._made(container, process, started, ended)
         except BaseException:
@@ -332,6 +332,18 @@ class Containers:
         if number == signal.SIGKILL and container.init.status is Status.PAUSED:
             with suppress(NotFound):
                 cgroup.thaw(container.cgroup)  # a frozen process does not die
+
+    def pids(self, container: Container) -> list[int]:
+        """Its processes, as the agent numbers them."""
+        if isinstance(self.driver, Measuring):
+            return self.driver.pids(container.id)
+        return cgroup.procs(container.cgroup)
+
+    async def stats(self, container: Container, deadline: float | None) -> dict[str, Any]:
+        """What it has used of the machine."""
+        if isinstance(self.driver, Measuring):
+            return await self.driver.stats(container.id, deadline)
+        return cgroup.stats(container.cgroup)
 
     # -- changes ---------------------------------------------------------------------------------------------------
 
@@ -417,6 +429,10 @@ class Containers:
             container.init.kill()
             cgroup.kill(container.cgroup)
         await self._all_ended(alive, time.monotonic() + _KILL_SECONDS)
+
+    async def all_told(self) -> None:
+        """Until the ends of all containers have been told, or some seconds have passed."""
+        await self._all_ended(list(self._containers.values()), time.monotonic() + _KILL_SECONDS)
 
     async def _all_ended(self, containers: list[Container], deadline: float) -> None:
         for container in containers:

@@ -17,7 +17,8 @@ import kuasar.agent.drivers.oci  # noqa: F401 - the usual driver, warm in the zy
 from kuasar.agent import kernel, network
 from kuasar.agent import setup as pod_setup
 from kuasar.agent.containers import Containers
-from kuasar.agent.drivers.registry import Context, make_driver
+from kuasar.agent.drivers.base import SYSCTLS, Context
+from kuasar.agent.drivers.registry import make_driver
 from kuasar.agent.events import EventLog
 from kuasar.agent.exchange import Exchange
 from kuasar.agent.machine import Machine
@@ -33,6 +34,8 @@ from kuasar.core.errors import wrap
 from kuasar.core.namespaces import join_netns
 from kuasar.core.spawn import Children
 
+_USUAL_SYSCTLS = frozenset({"net.ipv4.ip_unprivileged_port_start", "net.ipv4.ping_group_range"})
+"""Which every pod with a network of its own gets without having asked."""
 _EXIT_FAILED = 70  # EX_SOFTWARE
 
 
@@ -141,7 +144,15 @@ class Agent:
         self._loop = loop
         self.pids = pids
         children = Children(loop)
-        context = Context(loop, children, arguments.directory)
+        context = Context(
+            loop,
+            children,
+            arguments.directory,
+            arguments.cgroup,
+            arguments.sandbox_id,
+            "net" in arguments.host_namespaces,
+            self._lost,
+        )
         driver = make_driver(arguments.driver, context, arguments.options)
         self._events = EventLog()
         self._capabilities = set(driver.capabilities)
@@ -181,7 +192,10 @@ class Agent:
 
     async def _setup(self, body: Body, deadline: float | None) -> dict[str, Any]:
         pod_setup.set_hostname(body.text("hostname"))
-        pod_setup.set_sysctls(body.mapping("sysctls"), self._arguments.host_namespaces.__contains__)
+        sysctls = body.mapping("sysctls")
+        if sysctls.keys() - _USUAL_SYSCTLS:
+            self.containers.require(SYSCTLS)
+        pod_setup.set_sysctls(sysctls, self._arguments.host_namespaces.__contains__)
         size = body.number("shm_bytes")
         if size:
             pod_setup.mount_shm(f"{self._arguments.directory}/shm", size)
@@ -192,8 +206,21 @@ class Agent:
 
     async def _shutdown(self, body: Body, deadline: float | None) -> dict[str, Any]:
         await self.containers.stop_all(body.seconds("grace"))
-        self._loop.call_soon(self._shut_down.set_result, None)
+        self._loop.call_soon(self._end)
         return {}
+
+    def _lost(self, reason: str) -> None:
+        log.error("the sandbox is lost", reason=reason)
+        self._loop.spawn(self._end_lost(), "the end of a lost sandbox")
+
+    async def _end_lost(self) -> None:
+        """Tell the ends of the containers, then end: that is how the worker hears that the sandbox is over."""
+        await self.containers.all_told()
+        self._end()
+
+    def _end(self) -> None:
+        if not self._shut_down.done:
+            self._shut_down.set_result(None)
 
     async def _info(self, body: Body, deadline: float | None) -> dict[str, Any]:
         return {"containers": self.containers.ids, "load": list(os.getloadavg()), "memory": _memory()}

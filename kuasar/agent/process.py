@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 from kuasar.agent.states import StateMachine, Status
@@ -34,6 +35,7 @@ class Process:
         self.pid = 0
         """In the agent's pid namespace; 0 before the process exists."""
         self.host_pid = 0
+        self._send: Callable[[int], None] = lambda _: None
         self.exit_status = 0
         self.exited_at = 0
         self.dead = False
@@ -51,9 +53,11 @@ class Process:
         """What its caller gave as standard streams."""
         return self.streams.paths
 
-    def exists(self, pid: int, host_pid: int) -> None:
-        """The process has been made."""
+    def exists(self, pid: int, host_pid: int, send: Callable[[int], None] | None = None) -> None:
+        """The process has been made; ``send`` sends it a signal where its ``pid`` is not the one to get it."""
         self.pid, self.host_pid = pid, host_pid
+        # We are the one who reaps it, and ask only while we have not done so: the number is still this process's.
+        self._send = send or (lambda number: os.kill(pid, number))
 
     def signal(self, number: int) -> None:
         """Send a signal. Raises :class:`NotFound` when it has ended, :class:`WrongState` when it is not there yet."""
@@ -61,13 +65,12 @@ class Process:
             raise NotFound(f"kill: {self.machine.name} has ended", process="ended")
         if not self.pid:
             raise WrongState(f"kill: {self.machine.name} has not been started", seen="created", needed="running")
-        # We are the one who reaps it and have not done so: the number is still this process's.
-        os.kill(self.pid, number)
+        self._send(number)
 
     def kill(self) -> None:
         """SIGKILL, if there is anything to kill."""
         if self.pid and not self.dead:
-            os.kill(self.pid, signal.SIGKILL)
+            self._send(signal.SIGKILL)
 
     def reaped(self, end: Exit) -> None:
         """It is dead, how and when is known."""

@@ -11,7 +11,6 @@ from kuasar.agent.pids import Pids
 from kuasar.agent.requests import Body
 from kuasar.agent.states import Status
 from kuasar.agent.stdio import StdioPaths
-from kuasar.core import cgroup
 from kuasar.core.errors import Unimplemented
 
 Operation = Callable[[Body, float | None], Awaitable[dict[str, Any]]]
@@ -93,11 +92,11 @@ class Tasks:
     async def _pids(self, body: Body, deadline: float | None) -> dict[str, Any]:
         container = self._container(body)
         execs = {process.pid: exec_id for exec_id, process in container.execs.items() if not process.dead}
-        found = ((self._numbers.to_host(pid), execs.get(pid, "")) for pid in cgroup.procs(container.cgroup))
+        found = ((self._numbers.to_host(pid), execs.get(pid, "")) for pid in self._containers.pids(container))
         return {"pids": [[pid, exec_id] for pid, exec_id in found if pid]}
 
     async def _stats(self, body: Body, deadline: float | None) -> dict[str, Any]:
-        return {"stats": cgroup.stats(self._container(body).cgroup)}
+        return {"stats": await self._containers.stats(self._container(body), deadline)}
 
     async def _update(self, body: Body, deadline: float | None) -> dict[str, Any]:
         await self._containers.update(self._container(body), body.mapping("resources"), deadline)

@@ -66,7 +66,13 @@ class Supervisor:
     zygote: str = "/run/kuasar/zygote.sock"
     keeper: str = "/run/kuasar/keeper.sock"
     """Unix socket of the keeper, which holds descriptors for gateway and workers; mode 0600 in a 0700 directory."""
-    preload: tuple[str, ...] = ("wasmtime", "kuasar.agent.drivers.wasm.process", "kuasar.workers.network")
+    preload: tuple[str, ...] = (
+        "wasmtime",
+        "kuasar.agent.drivers.wasmtime",
+        "kuasar.agent.drivers.wasmedge",
+        "kuasar.agent.drivers.gvisor",
+        "kuasar.workers.network",
+    )
     """Modules the zygote imports before it forks, so that no sandbox pays for them; missing ones are skipped, with
     a line in the log."""
     log_max_bytes: int = 4 * 1024 * 1024
@@ -123,6 +129,10 @@ class Engine:
     and a clone's memory is a private copy of its template's."""
     virtiofsd: str = "/usr/lib/qemu/virtiofsd"
     """The server of the shared directory."""
+    plugin_dir: str = ""
+    """``wasmedge``: directory of plug-ins; empty: those built in only."""
+    platform: str = ""
+    """``gvisor``: how system calls are intercepted, ``systrap`` or ``ptrace``; empty: the first of them that works."""
 
 
 @dataclass(frozen=True)
@@ -139,15 +149,10 @@ class Config:
     supervisor: Supervisor = Supervisor()
     debug: Debug = Debug()
     sandboxers: dict[str, Sandboxer] = field(
-        default_factory=lambda: {
-            "kuasar-qemu": Sandboxer(engine="qemu"),
-            "kuasar-runc": Sandboxer(engine="runc"),
-            "kuasar-wasmtime": Sandboxer(engine="wasmtime"),
-        }
+        default_factory=lambda: {f"kuasar-{kind}": Sandboxer(engine=kind) for kind in BACKEND_MODULES}
     )
-    engines: dict[str, Engine] = field(
-        default_factory=lambda: {kind: Engine(kind=kind) for kind in ("qemu", "runc", "wasmtime")}
-    )
+    """One for each engine, unless the file has any."""
+    engines: dict[str, Engine] = field(default_factory=lambda: {kind: Engine(kind=kind) for kind in BACKEND_MODULES})
     path: str = ""
     """The file this came from; empty for the defaults. Set by :func:`load`, not a key."""
 

@@ -26,6 +26,11 @@ SHARED_PID = "shared-pid"
 DEVICES = "devices"
 BOUNDED_DRAIN = "bounded-drain"  # an exec ends with its process, though a grandchild keeps its output open
 BIDIRECTIONAL = "bidirectional"  # mount propagation from the container to the host
+TTY_NAME = "tty-name"  # the terminal has a name in /dev/pts
+PAUSE_ONE = "pause-one"  # pausing a container leaves its neighbours running
+OWN_LIMITS = "own-limits"  # each container has limits of its own, not the pod as a whole
+MESSAGE_QUEUES = "message-queues"  # containers of a pod see each other's POSIX message queues
+LINUX_DETAILS = "linux-details"  # all of Linux: kinds of interfaces, sysctls, seccomp of execs, all below /proc
 WASM = "wasm"
 OWN_KERNEL = "own-kernel"  # a pod is a machine
 OURS = "ours"  # goes through our gateway, workers and supervisord
@@ -86,8 +91,16 @@ class LinuxPrograms:
         return ["sh", "-c", "x=$(head -c 33554432 /dev/zero | tr '\\0' x); echo ready; sleep 3600; :"]
 
 
+@dataclass(frozen=True)
 class WasmPrograms:
-    """The modules of tests/wasm and tests/e2e/modules, each at the root of the image."""
+    """The modules of tests/wasm and tests/e2e/modules, each at the root of the image; how engines differ on them."""
+
+    own_name: bytes = b"/args.wasm"
+    """What args.wasm sees as its first argument."""
+    words_go_to: str = "stderr"
+    """Where the engine says why it ended a module."""
+    trap_words: tuple[bytes, ...] = (b"/trap.wasm trapped", b"unreachable", b"give_up")
+    """What it says of trap.wasm."""
 
     def idle(self) -> Sequence[str]:
         return ["/idle.wasm"]
@@ -96,7 +109,7 @@ class WasmPrograms:
         return ["/exit.wasm", str(code)]
 
     def say(self, words: str) -> tuple[Sequence[str], bytes]:
-        return ["/args.wasm", words], b"/args.wasm\0" + words.encode() + b"\0"
+        return ["/args.wasm", words], self.own_name + b"\0" + words.encode() + b"\0"
 
     def flood(self) -> tuple[Sequence[str], bytes]:
         # containerd's log has no ends of lines, be they LF or CR LF: a CR that happens to stand there is lost
@@ -130,9 +143,14 @@ class Engine:
         return capability in self.capabilities
 
 
-_LINUX = frozenset({SHARED_KERNEL, SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, HOST_NETWORK, HOST_PID, SHARED_PID, DEVICES})
-_WASM = frozenset({SHARED_KERNEL, WASM, PAUSE, UPDATE, STATS, HOST_NETWORK})
-_MACHINE = frozenset({SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, SHARED_PID, OWN_KERNEL})
+_EACH = frozenset({TTY_NAME, PAUSE_ONE, OWN_LIMITS, MESSAGE_QUEUES, LINUX_DETAILS})
+_LINUX = _EACH | frozenset(
+    {SHARED_KERNEL, SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, HOST_NETWORK, HOST_PID, SHARED_PID, DEVICES}
+)
+_GVISOR = frozenset({SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, HOST_NETWORK})
+_WASM = frozenset({SHARED_KERNEL, WASM, PAUSE, PAUSE_ONE, UPDATE, STATS, HOST_NETWORK})
+_MACHINE = _EACH | frozenset({SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, SHARED_PID, OWN_KERNEL})
+_WASMEDGE_PROGRAMS = WasmPrograms(b"args.wasm", "stdout", (b"execution failed", b"unreachable", b"_start"))
 
 ENGINES = {
     engine.handler: engine
@@ -140,6 +158,8 @@ ENGINES = {
         Engine("kuasar-runc", BUSYBOX, LinuxPrograms(), _LINUX | {OURS, BOUNDED_DRAIN}),
         Engine("kuasar-wasmtime", WASM_MODULES, WasmPrograms(), _WASM | {OURS}),
         Engine("kuasar-qemu", BUSYBOX, LinuxPrograms(), _MACHINE | {OURS, BOUNDED_DRAIN}, 8.0, 30, 10),
+        Engine("kuasar-wasmedge", WASM_MODULES, _WASMEDGE_PROGRAMS, _WASM | {OURS}),
+        Engine("kuasar-gvisor", BUSYBOX, LinuxPrograms(), _GVISOR | {OURS, BOUNDED_DRAIN}, 3.0, 30, 8),
         # containerd's own shim: what the tests are proved against, and compared with
         Engine("runc", BUSYBOX, LinuxPrograms(), _LINUX | {BIDIRECTIONAL}),
     )

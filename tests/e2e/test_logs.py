@@ -8,7 +8,7 @@ import os
 import pytest
 
 from tests.deadline import eventually
-from tests.e2e.engines import EXEC, SHELL, TTY
+from tests.e2e.engines import EXEC, SHELL, TTY, TTY_NAME
 from tests.e2e.harness import Pod
 
 
@@ -86,7 +86,7 @@ def test_log_can_be_rotated_without_loss(pod: Pod) -> None:
     assert before + container.log().splitlines() == [b"%d" % i for i in range(3000)]
 
 
-@pytest.mark.needs(SHELL, TTY)
+@pytest.mark.needs(SHELL, TTY, TTY_NAME)
 def test_terminal_output_is_logged(pod: Pod) -> None:
     container = pod.run(["sh", "-c", "tty; echo err >&2"], tty=True)
     assert container.wait().exit_code == 0

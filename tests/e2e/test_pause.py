@@ -6,7 +6,7 @@ import pytest
 
 from tests.deadline import eventually
 from tests.e2e import cgroups
-from tests.e2e.engines import EXEC, PAUSE, SHELL, STATS
+from tests.e2e.engines import EXEC, PAUSE, PAUSE_ONE, SHELL, STATS
 from tests.e2e.harness import Container, Pod
 
 pytestmark = pytest.mark.needs(PAUSE)
@@ -25,7 +25,7 @@ def task_state(pod: Pod, container: Container) -> str:
     return "absent"
 
 
-@pytest.mark.needs(STATS)
+@pytest.mark.needs(STATS, PAUSE_ONE)
 def test_a_paused_container_does_nothing_until_it_is_resumed(pod: Pod) -> None:
     container = pod.run(pod.engine.programs.spin())
     container.wait_for_log(b"spinning")
@@ -55,7 +55,7 @@ def test_a_pod_with_a_paused_container_can_be_removed(pod: Pod) -> None:
     assert pod.cri.list_containers(pod=pod.id) == []
 
 
-@pytest.mark.needs(SHELL, EXEC)
+@pytest.mark.needs(SHELL, EXEC, PAUSE_ONE)
 def test_its_neighbour_goes_on(pod: Pod) -> None:
     frozen, neighbour = pod.run_idle("frozen"), pod.run_idle("neighbour")
     pod.stack.ctr("tasks", "pause", frozen.id)

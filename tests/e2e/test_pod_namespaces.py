@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from tests.deadline import eventually
-from tests.e2e.engines import EXEC, HOST_NETWORK, HOST_PID, SHARED_PID, SHELL
+from tests.e2e.engines import EXEC, HOST_NETWORK, HOST_PID, MESSAGE_QUEUES, SHARED_KERNEL, SHARED_PID, SHELL
 from tests.e2e.harness import Container, Node, Pod
 
 pytestmark = pytest.mark.needs(SHELL, EXEC)
@@ -42,6 +42,7 @@ def test_containers_reach_each_other_over_the_loopback(pod: Pod) -> None:
     assert client.sh("until wget -qO- http://127.0.0.1:8080/ 2>/dev/null; do :; done") == "hello\n"
 
 
+@pytest.mark.needs(MESSAGE_QUEUES)
 def test_containers_share_message_queues_and_memory(pod: Pod) -> None:
     one, two = pod.run_idle("one"), pod.run_idle("two")
     one.sh("touch /dev/mqueue/queue; echo shared > /dev/shm/file")
@@ -93,7 +94,7 @@ def test_processes_of_the_host(node: Node) -> None:
     assert f"/proc/{os.getpid()}" in container.sh("echo /proc/*").split()  # `ls` minds processes that end meanwhile
 
 
-@pytest.mark.needs(HOST_NETWORK)
+@pytest.mark.needs(HOST_NETWORK, SHARED_KERNEL)
 def test_network_of_the_host(node: Node) -> None:
     container = node.pod(host_network=True).run_idle()
     seen = namespaces(container)
@@ -102,11 +103,13 @@ def test_network_of_the_host(node: Node) -> None:
     assert container.sh("hostname").strip() == socket.gethostname()
 
 
+@pytest.mark.needs(SHARED_KERNEL)
 def test_ipc_of_the_host(node: Node) -> None:
     container = node.pod(host_ipc=True).run_idle()
     assert namespaces(container)["ipc"] == host_namespaces()["ipc"]
 
 
+@pytest.mark.needs(SHARED_KERNEL)
 def test_two_pods_share_nothing(node: Node) -> None:
     one, two = (namespaces(node.pod().run_idle()) for _ in range(2))
     assert all(one[kind] != two[kind] for kind in KINDS)

@@ -8,7 +8,7 @@ from kuasar.api.gen.cri.v1.common_pb2 import LinuxContainerResources
 from kuasar.api.gen.cri.v1.stats_pb2 import ContainerStats, PodSandboxStats
 from tests.deadline import eventually
 from tests.e2e import cgroups
-from tests.e2e.engines import SHARED_KERNEL, SHELL, STATS, UPDATE
+from tests.e2e.engines import OWN_LIMITS, SHARED_KERNEL, SHELL, STATS, UPDATE
 from tests.e2e.harness import Pod
 
 MIB = 1 << 20
@@ -23,7 +23,7 @@ def test_out_of_memory_is_said(pod: Pod) -> None:
     eventually(lambda: container.status().reason, "the reason", until=lambda reason: reason == "OOMKilled")
 
 
-@pytest.mark.needs(SHELL)
+@pytest.mark.needs(SHELL, OWN_LIMITS)
 def test_out_of_memory_of_one_leaves_the_other(pod: Pod) -> None:
     other = pod.run_idle("other")
     small = LinuxContainerResources(memory_limit_in_bytes=64 * MIB)

@@ -13,7 +13,7 @@ from kuasar.cli.cri import CriError
 from scripts.stack import Stack
 from tests.deadline import eventually
 from tests.e2e import leftovers
-from tests.e2e.engines import EXEC, OURS, SHELL, WASM
+from tests.e2e.engines import EXEC, OURS, SHARED_KERNEL, SHELL, WASM
 from tests.e2e.harness import Container, Node, Pod
 from tests.e2e.stack import supervisorctl
 
@@ -78,6 +78,7 @@ def test_containerd_dies_and_modules_run_on(node: Node) -> None:
     assert idle.status().exit_code == 137
 
 
+@pytest.mark.needs(SHARED_KERNEL)
 def test_an_end_while_containerd_is_away_is_noticed_afterwards(node: Node) -> None:
     container = node.pod().run_idle()
     pid = container.pid

@@ -10,7 +10,7 @@ import pytest
 from kuasar.api.gen.cri.v1.common_pb2 import SecurityProfile
 from kuasar.api.gen.cri.v1.container_pb2 import Device
 from kuasar.cli.cri import CriError
-from tests.e2e.engines import DEVICES, EXEC, SHELL
+from tests.e2e.engines import DEVICES, EXEC, LINUX_DETAILS, SHELL
 from tests.e2e.harness import Container, Node, Pod
 
 pytestmark = pytest.mark.needs(SHELL, EXEC)
@@ -43,6 +43,7 @@ def test_capabilities_by_default(pod: Pod) -> None:
     assert not effective & (SYS_ADMIN | NET_ADMIN)
 
 
+@pytest.mark.needs(LINUX_DETAILS)
 def test_capabilities_added_and_dropped(pod: Pod) -> None:
     container = pod.run_idle(add_capabilities=["NET_ADMIN"], drop_capabilities=["CHOWN"])
     effective = int(status_of(container)["CapEff"], 16)
@@ -67,6 +68,7 @@ def test_privileged(node: Node) -> None:
     container.sh("mkdir /mnt && mount -t tmpfs tmpfs /mnt && test -w /proc/sys/kernel/hostname")
 
 
+@pytest.mark.needs(LINUX_DETAILS)
 def test_default_seccomp_profile_blocks(pod: Pod) -> None:
     confined = pod.run_idle("confined", seccomp=RUNTIME_DEFAULT)
     assert status_of(confined)["Seccomp"] == "2"
@@ -77,6 +79,7 @@ def test_default_seccomp_profile_blocks(pod: Pod) -> None:
     assert (refused.exit_code, b"Operation not permitted" in refused.stderr) == (1, True)
 
 
+@pytest.mark.needs(LINUX_DETAILS)
 def test_seccomp_profile_from_a_file(pod: Pod, tmp_path: Path) -> None:
     names = ["mkdir", "mkdirat"]
     rules = {"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": 28}
@@ -89,6 +92,7 @@ def test_seccomp_profile_from_a_file(pod: Pod, tmp_path: Path) -> None:
     assert (refused.exit_code, b"No space left on device" in refused.stderr) == (1, True)
 
 
+@pytest.mark.needs(LINUX_DETAILS)
 @pytest.mark.parametrize("wanted", [True, False])
 def test_no_new_privileges(pod: Pod, wanted: bool) -> None:
     container = pod.run_idle(no_new_privs=wanted)
@@ -96,6 +100,7 @@ def test_no_new_privileges(pod: Pod, wanted: bool) -> None:
     assert container.sh("grep NoNewPrivs /proc/self/status").split()[1] == str(int(wanted))
 
 
+@pytest.mark.needs(LINUX_DETAILS)
 def test_masked_and_read_only_paths(pod: Pod) -> None:
     container = pod.run_idle(masked_paths=["/proc/keys", "/proc/scsi", "/sys/firmware"], readonly_paths=["/proc/sys"])
     assert container.sh("cat /proc/keys; for d in /proc/scsi /sys/firmware; do test ! -d $d || ls $d; done") == ""
@@ -142,6 +147,7 @@ def test_unknown_user_is_named(pod: Pod) -> None:
     assert container.sh("id -u").strip() == "123456"  # a number needs no entry in /etc/passwd
 
 
+@pytest.mark.needs(LINUX_DETAILS)
 def test_sysctls_of_the_pod(node: Node) -> None:
     wanted = {"net.ipv4.ip_unprivileged_port_start": "79", "kernel.shm_rmid_forced": "1"}
     container = node.pod(sysctls=wanted).run_idle()
@@ -151,6 +157,7 @@ def test_sysctls_of_the_pod(node: Node) -> None:
         assert file.read().strip() == "0"  # the host's is untouched
 
 
+@pytest.mark.needs(LINUX_DETAILS)
 @pytest.mark.parametrize("key", ["kernel.panic", "vm.swappiness"])
 def test_sysctls_that_are_not_the_pod_s_are_refused(node: Node, key: str) -> None:
     with open(f"/proc/sys/{key.replace('.', '/')}", encoding="ascii") as file:
@@ -161,6 +168,7 @@ def test_sysctls_that_are_not_the_pod_s_are_refused(node: Node, key: str) -> Non
         assert file.read() == before
 
 
+@pytest.mark.needs(LINUX_DETAILS)
 def test_network_sysctls_are_refused_on_the_host_network(node: Node) -> None:
     with pytest.raises(CriError, match=r"net\.ipv4\.ip_unprivileged_port_start"):
         node.pod(host_network=True, sysctls={"net.ipv4.ip_unprivileged_port_start": "81"})

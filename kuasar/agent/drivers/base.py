@@ -9,15 +9,45 @@ of the specification, :class:`Unimplemented` for what the engine has not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
+
+from kuasar.core.aio import Future, Loop
+from kuasar.core.errors import InvalidArgument
+from kuasar.core.spawn import Children, Exit
 
 EXEC = "exec"
 PAUSE = "pause"
 UPDATE = "update"
 TTY = "tty"
 CHECKPOINT = "checkpoint"
+SYSCTLS = "sysctls"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the agent lends to its driver."""
+
+    loop: Loop
+    children: Children
+    directory: str
+    """The sandbox directory."""
+    cgroup: str = ""
+    """The sandbox's cgroup, in which the agent is; empty: there is none."""
+    sandbox_id: str = ""
+    host_network: bool = False
+    """Whether the pod uses the host's network."""
+    lost: Callable[[str], None] = lambda _: None
+    """To be told, with the reason, when what all containers live in is dead: the sandbox ends."""
+
+
+def require_text(options: Mapping[str, Any], name: str, default: str | None = None) -> str:
+    """The text option ``name`` of a driver. Raises :class:`InvalidArgument` naming it."""
+    value = options.get(name) or default
+    if not isinstance(value, str):
+        raise InvalidArgument(f"options.{name}: a string is needed, got {value!r:.80}", field=f"options.{name}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -49,10 +79,20 @@ class ProcessStdio:
 
 @dataclass(frozen=True)
 class Started:
-    """A process that exists: its pid in the agent's pid namespace, and the terminal's master (owned by the agent)."""
+    """A process that exists: its pid in the agent's pid namespace, and the terminal's master (owned by the agent).
+
+    Usually it is a process of this kernel, which the agent signals and reaps. Where it lives in a kernel of its own,
+    ``pid`` is the process that stands for it, and the driver says how it ends and takes its signals.
+    """
 
     pid: int
     console: int | None = None
+    ended: Future[Exit] | None = None
+    """Its end; None: that of ``pid``."""
+    signal: Callable[[int], None] | None = None
+    """Sends it a signal, at once or soon, never failing; None: ``pid`` gets it."""
+    cgroup: str = ""
+    """The cgroup that is watched for memory shortage; empty: that of the specification."""
 
 
 class Driver(Protocol):
@@ -85,6 +125,17 @@ class Driver(Protocol):
 
     async def update(self, container_id: str, resources: dict[str, Any], deadline: float | None) -> None:
         """Apply OCI LinuxResources to a created or running container."""
+
+
+@runtime_checkable
+class Measuring(Protocol):
+    """A driver whose containers' use of the machine is not seen in their cgroups."""
+
+    async def stats(self, container_id: str, deadline: float | None) -> dict[str, Any]:
+        """What the container has used, in the form of ``kuasar/core/cgroup/statistics.py``."""
+
+    def pids(self, container_id: str) -> list[int]:
+        """The processes that stand for those of the container, while it lives; as the agent numbers them."""
 
 
 @runtime_checkable

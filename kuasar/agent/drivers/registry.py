@@ -2,56 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import importlib
+from collections.abc import Mapping
 from typing import Any
 
-from kuasar.agent.drivers.base import Driver
-from kuasar.core.aio import Loop
+from kuasar.agent.drivers.base import Context, Driver
 from kuasar.core.errors import InvalidArgument
-from kuasar.core.spawn import Children
 
-
-@dataclass(frozen=True)
-class Context:
-    """What the agent lends to its driver."""
-
-    loop: Loop
-    children: Children
-    directory: str
-    """The sandbox directory."""
-
-
-def _make_oci(context: Context, options: Mapping[str, Any]) -> Driver:
-    from kuasar.agent.drivers.oci import OciDriver
-
-    return OciDriver(
-        context.loop, context.children, f"{context.directory}/oci", _require_text(options, "binary", default="runc")
-    )
-
-
-def _make_wasmtime(context: Context, options: Mapping[str, Any]) -> Driver:
-    from kuasar.agent.drivers.wasmtime import WasmtimeDriver
-
-    return WasmtimeDriver(context.loop, _require_text(options, "cache_dir"))
-
-
-DRIVERS: Mapping[str, Callable[[Context, Mapping[str, Any]], Driver]] = {
-    "oci": _make_oci,
-    "wasmtime": _make_wasmtime,
+DRIVERS: Mapping[str, str] = {
+    "oci": "kuasar.agent.drivers.oci",
+    "gvisor": "kuasar.agent.drivers.gvisor",
+    "wasmedge": "kuasar.agent.drivers.wasmedge",
+    "wasmtime": "kuasar.agent.drivers.wasmtime",
 }
+"""Name to module; each has a function ``make(context, options)``."""
 
 
 def make_driver(name: str, context: Context, options: Mapping[str, Any]) -> Driver:
     """The driver called ``name``. Raises :class:`InvalidArgument` naming what is wrong with name or options."""
-    factory = DRIVERS.get(name)
-    if factory is None:
+    module = DRIVERS.get(name)
+    if module is None:
         raise InvalidArgument(f"driver: {name!r} is none of {', '.join(sorted(DRIVERS))}", field="driver")
-    return factory(context, options)
-
-
-def _require_text(options: Mapping[str, Any], name: str, default: str | None = None) -> str:
-    value = options.get(name) or default
-    if not isinstance(value, str):
-        raise InvalidArgument(f"options.{name}: a string is needed, got {value!r:.80}", field=f"options.{name}")
-    return value
+    driver: Driver = importlib.import_module(module).make(context, options)
+    return driver

@@ -1,201 +1,177 @@
-"""Containers that are WebAssembly modules, run by wasmtime: each in a process of its own, forked from the agent.
+"""All that knows wasmtime: the engine's settings, compiling, linking, the WASI surroundings, the run.
 
-The process is made by ``create`` and waits, with its module compiled and its surroundings ready, for ``start``'s byte
-(``wasm/process.py``). It is an ordinary child: signals have their default effect, so that a kill ends a busy loop at
-once, and its exit code is the module's. The driver holds of it the channel until it is started, and the cgroup until it
-is deleted. In the agent itself wasmtime is imported, not used.
+Importing it starts no threads; everything else happens in a container's process only. Exit codes: what the module
+gives to ``proc_exit`` (its low 8 bits, as the kernel has it), 0 if ``_start`` returns, 134 for a trap (as of the
+``wasmtime`` command), 126 if it could not be instantiated. The words for the last two go to standard error.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import signal
-import socket
-import struct
-import termios
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import msgpack
+import wasmtime
 
-from kuasar.agent.drivers.base import EXEC, PAUSE, TTY, UPDATE, ContainerSetup, ProcessStdio, Started
-from kuasar.agent.drivers.wasm import process
-from kuasar.agent.drivers.wasm.plan import Plan, plan
-from kuasar.core import cgroup, log
-from kuasar.core.aio import Loop
-from kuasar.core.errors import AlreadyExists, BackendFailed, NotFound, Unimplemented, WrongState, from_wire, wrap
-from kuasar.core.process import send_signal
+from kuasar.agent.drivers.base import Context, Driver, require_text
+from kuasar.agent.drivers.wasm import privileges
+from kuasar.agent.drivers.wasm.compiling import engine_key, load_compiled
+from kuasar.agent.drivers.wasm.driver import WasmDriver
+from kuasar.agent.drivers.wasm.engine import EXIT_NOT_STARTED, EXIT_TRAP, complain
+from kuasar.agent.drivers.wasm.module import MAX_MODULE_BYTES, require_module
+from kuasar.agent.drivers.wasm.plan import Needs, Plan, Preopen
+from kuasar.core.errors import BackendFailed
 
-NO_EXEC = (
-    "exec: a WebAssembly container consists of one module and has no shell or other program to run in it; "
-    "read its output with the logs, or add another container with a module that looks at the same volumes"
-)
+_CONFIG = "1"
+"""Part of the cache key: to be counted up when a setting of :func:`_new_engine` changes the code it makes."""
+
+_PROC_EXIT = wasmtime.FuncType([wasmtime.ValType.i32()], [])
+_NEAR_LIMIT = 0.9
+_MAX_WORDS = 2048
 
 
-@dataclass
-class _Container:
-    """What the driver holds of a container."""
-
-    channel: socket.socket | None
-    """Our end until ``start``; closing it makes the waiting process exit."""
-    cgroup: str
-    """Its path; empty for a container without one."""
+def make(context: Context, options: Mapping[str, Any]) -> Driver:
+    """The driver; ``options`` has ``cache_dir``."""
+    return WasmDriver(context.loop, WasmtimeEngine(require_text(options, "cache_dir")))
 
 
-class WasmtimeDriver:
-    """The verbs of ``base.Driver``."""
+class WasmtimeEngine:
+    """See ``wasm/engine.py``. Compiled modules are kept in ``cache_dir``, which is made when it is first needed."""
 
     name = "wasmtime"
-    capabilities = frozenset({PAUSE, UPDATE, TTY})
-    refusals: Mapping[str, str] = {EXEC: NO_EXEC}
-    """What to tell who asks for a capability that is missing."""
+    needs = Needs()
+    executes = False
+    sockets = False
 
-    def __init__(self, loop: Loop, cache_dir: str) -> None:
-        """Compiled modules are kept in ``cache_dir``, which is made when it is first needed."""
-        self._loop = loop
+    def __init__(self, cache_dir: str) -> None:
         self._cache_dir = cache_dir
-        self._containers: dict[str, _Container] = {}
 
-    async def create(self, setup: ContainerSetup, stdio: ProcessStdio, deadline: float | None) -> Started:
-        """See ``base.Driver``. Compiles the module if its compiled form is not in the cache."""
-        if setup.id in self._containers:
-            raise AlreadyExists(f"container {setup.id} exists")
-        planned = plan(setup.rootfs, setup.spec)
-        container = _Container(None, cgroup.expand(planned.cgroup) if planned.cgroup else "")
+    async def check(self, plan: Plan, deadline: float | None) -> None:
+        """Nothing that the plan can say is beyond it."""
+
+    def load(self, module_fd: int, name: str, plan: Plan) -> Program:
+        """See ``wasm/engine.py``."""
+        # Threads are made by the engine when the module runs; one serves it, whatever the number of processors.
+        os.environ["TOKIO_WORKER_THREADS"] = "1"
+        require_module(os.pread(module_fd, 8, 0), os.fstat(module_fd).st_size, name)
+        engine = _new_engine(parallel=False)
+        key = engine_key(_version(), _CONFIG)
+        module, note = load_compiled(module_fd, name, self._cache_dir, key, _compile, lambda fd: _map(engine, fd))
+        program = Program(engine, module, name)
+        program.note = note
+        return program
+
+
+class Program:
+    """See ``wasm/engine.py``."""
+
+    note = ""
+    prefix = ""
+
+    def __init__(self, engine: wasmtime.Engine, module: wasmtime.Module, name: str) -> None:
+        """Raises :class:`BackendFailed` if the module wants more than WASI preview 1, or is not a command."""
+        self._engine = engine
+        self._name = name
+        linker = wasmtime.Linker(engine)
+        linker.define_wasi()
+        linker.allow_shadowing = True
+        # The engine's own proc_exit makes a trap of every code above 125.
+        linker.define_func("wasi_snapshot_preview1", "proc_exit", _PROC_EXIT, lambda code: os._exit(code & 0xFF))
         try:
-            if container.cgroup:
-                cgroup.create(container.cgroup)
-                cgroup.apply(container.cgroup, planned.resources)
-            started = await self._make_process(container, planned, stdio, deadline)
-        except BaseException as exc:
-            await self._remove_cgroup(container)
-            if isinstance(exc, OSError):
-                raise wrap(exc, "cannot make the container's process") from exc
-            raise
-        self._containers[setup.id] = container
-        return started
+            self._linked = linker.instantiate_pre(module)
+        except wasmtime.WasmtimeError as exc:
+            raise BackendFailed(
+                f"{name}: {_one_line(exc)} (a container has the functions of wasi_snapshot_preview1, nothing else)"
+            ) from exc
+        start = next((export.type for export in module.exports if export.name == "_start"), None)
+        if not isinstance(start, wasmtime.FuncType) or start.params or start.results:
+            raise BackendFailed(
+                f"{name}: exports no function _start without parameters and results: it is a library, not a command"
+            )
 
-    async def start(self, container_id: str, deadline: float | None) -> None:
-        """See ``base.Driver``."""
-        container = self._require(container_id)
-        if container.channel is None:
-            raise WrongState(f"container {container_id} was started already", seen="running", needed="created")
-        with container.channel as channel:
-            container.channel = None
-            try:
-                channel.send(process.START)
-            except ConnectionError as exc:
-                raise BackendFailed(f"the process of container {container_id} ended before it was started") from exc
+    def furnish(self, plan: Plan) -> None:
+        """Needs no files: it is in this process already."""
 
-    async def exec(
-        self, container_id: str, exec_id: str, process: dict[str, Any], stdio: ProcessStdio, deadline: float | None
-    ) -> NoReturn:
-        """Always :class:`Unimplemented`: says what to do instead."""
-        raise Unimplemented(NO_EXEC, engine=self.name, capability="exec")
+    def prepare(self, plan: Plan, preopens: Sequence[Preopen]) -> None:
+        """Give it its surroundings: arguments, environment, descriptors 0 to 2, directories, limits."""
+        config = wasmtime.WasiConfig()
+        config.argv = list(plan.argv)
+        config.env = list(plan.env)
+        config.inherit_stdin()
+        config.inherit_stdout()
+        config.inherit_stderr()
+        for preopen in preopens:
+            config.preopen_dir(preopen.path, preopen.name, preopen.writable)
+        self._store = wasmtime.Store(self._engine)
+        self._limit = plan.memory_limit
+        if self._limit is not None:
+            self._store.set_limits(memory_size=self._limit)
+        self._store.set_wasi(config)
 
-    async def delete(self, container_id: str, deadline: float | None) -> None:
-        """See ``base.Driver``. A process that was never started exits by itself."""
-        container = self._containers.get(container_id)
-        if container is None:
-            return
-        if container.channel is not None:
-            container.channel.close()
-            container.channel = None
-        await self._remove_cgroup(container)
-        del self._containers[container_id]
-
-    async def pause(self, container_id: str, deadline: float | None) -> None:
-        """See ``base.Driver``."""
-        await cgroup.freeze(self._loop, self._require_cgroup(container_id, "pause"), deadline)
-
-    async def resume(self, container_id: str, deadline: float | None) -> None:
-        """See ``base.Driver``."""
-        cgroup.thaw(self._require_cgroup(container_id, "resume"))
-
-    async def update(self, container_id: str, resources: dict[str, Any], deadline: float | None) -> None:
-        """See ``base.Driver``. Changes the cgroup.
-
-        How far the module's memory may grow was fixed at ``create``: a lower limit is enforced by the kernel, a higher
-        one gives room to the engine only.
-        """
-        cgroup.apply(self._require_cgroup(container_id, "update"), resources)
-
-    async def _make_process(
-        self, container: _Container, planned: Plan, stdio: ProcessStdio, deadline: float | None
-    ) -> Started:
-        """Fork, and wait until the process is ready for ``start`` or says why not. Kills it on failure."""
-        with ExitStack() as undo:
-            channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            undo.enter_context(channel)
-            with theirs, _standard_descriptors(stdio, planned.uid) as (fds, console):
-                if console is not None:
-                    undo.callback(os.close, console)
-                pid = process.fork(
-                    process.Launch(planned, self._cache_dir, fds, stdio.terminal, theirs.fileno(), container.cgroup)
-                )
-            pidfd = os.pidfd_open(pid)
-            try:
-                await self._until_ready(channel, planned, deadline)
-            except BaseException:
-                send_signal(pidfd, signal.SIGKILL)
-                await self._loop.wait_readable(pidfd)  # its cgroup cannot be removed before
-                raise
-            finally:
-                os.close(pidfd)
-            undo.pop_all()
-            container.channel = channel
-            return Started(pid, console)
-
-    async def _until_ready(self, channel: socket.socket, planned: Plan, deadline: float | None) -> None:
+    def run(self) -> int:
+        """Run it to its end; gives the exit code, unless the module ends the process itself (``proc_exit``)."""
         try:
-            what = f"loading {planned.module}"
-            await self._loop.wait_for(self._loop.wait_readable(channel.fileno()), deadline, what)
-        finally:
-            self._loop.remove_reader(channel.fileno())
-        message = channel.recv(process.MAX_MESSAGE)
-        if not message:
-            raise BackendFailed(f"the process that loads {planned.module} died; it may have hit a limit of the pod")
-        answer = msgpack.unpackb(message)
-        if "error" in answer:
-            raise from_wire(answer["error"])
-        if answer["note"]:
-            log.warning(answer["note"], module=planned.module)
+            instance = self._linked.instantiate(self._store)
+        except (wasmtime.Trap, wasmtime.WasmtimeError) as exc:
+            complain(f"{self._name} could not be instantiated: {exc}")
+            return EXIT_TRAP if isinstance(exc, wasmtime.Trap) else EXIT_NOT_STARTED
+        exports = instance.exports(self._store)
+        try:
+            exports["_start"](self._store)
+        except (wasmtime.Trap, wasmtime.WasmtimeError) as exc:
+            complain(f"{self._name} trapped: {exc}{self._memory_hint(exports)}")
+            return EXIT_TRAP
+        return 0
 
-    async def _remove_cgroup(self, container: _Container) -> None:
-        if container.cgroup:
-            await cgroup.destroy(self._loop, container.cgroup)
-            container.cgroup = ""
-
-    def _require(self, container_id: str) -> _Container:
-        container = self._containers.get(container_id)
-        if container is None:
-            raise NotFound(f"no container {container_id}")
-        return container
-
-    def _require_cgroup(self, container_id: str, verb: str) -> str:
-        path = self._require(container_id).cgroup
-        if not path:
-            words = f"{verb}: container {container_id} has no cgroup (linux.cgroupsPath was empty)"
-            raise Unimplemented(words, engine=self.name, capability=verb)
-        return path
+    def _memory_hint(self, exports: wasmtime.InstanceExports) -> str:
+        """Programs answer a refused ``memory.grow`` with a trap: say so when the memory is nearly at its limit."""
+        memory = exports.get("memory")
+        if self._limit is None or not isinstance(memory, wasmtime.Memory):
+            return ""
+        size = memory.data_len(self._store)
+        if size < self._limit * _NEAR_LIMIT:
+            return ""
+        return f"\nits memory had grown to {size} of at most {self._limit} bytes (linux.resources.memory.limit)"
 
 
-@contextmanager
-def _standard_descriptors(stdio: ProcessStdio, uid: int) -> Iterator[tuple[tuple[int, int, int], int | None]]:
-    """The three descriptors for the process, and the master of its terminal, which the caller owns."""
-    with ExitStack() as stack:
-        if stdio.terminal:
-            master, slave = os.openpty()
-            stack.callback(os.close, slave)
-            os.fchown(slave, uid, -1)
-            fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", stdio.height, stdio.width, 0, 0))
-            yield (slave, slave, slave), master
-            return
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        stack.callback(os.close, null)
-        given = (stdio.stdin, stdio.stdout, stdio.stderr)
-        stdin, stdout, stderr = (null if fd is None else fd for fd in given)
-        yield (stdin, stdout, stderr), None
+def _version() -> str:
+    """The installed version, from the name of its metadata directory (importlib.metadata takes 18 ms for that)."""
+    packages = os.path.dirname(os.path.dirname(wasmtime.__file__))
+    found = (name for name in os.listdir(packages) if name.startswith("wasmtime-") and name.endswith(".dist-info"))
+    return next(found, "wasmtime-unknown.dist-info").split("-")[1].removesuffix(".dist")
+
+
+def _new_engine(parallel: bool) -> wasmtime.Engine:
+    config = wasmtime.Config()
+    config.parallel_compilation = parallel  # concerns threads only, not the code
+    return wasmtime.Engine(config)
+
+
+def _map(engine: wasmtime.Engine, fd: int) -> wasmtime.Module:
+    """The compiled module in ``fd``, mapped, so that all containers of one module share its pages."""
+    try:
+        return wasmtime.Module.deserialize_file(engine, f"/proc/self/fd/{fd}")
+    except wasmtime.WasmtimeError as exc:
+        raise BackendFailed(f"the engine does not accept what it compiled: {_one_line(exc)}") from exc
+
+
+def _compile(module_fd: int, compiled_fd: int) -> dict[str, Any]:
+    """The compiler's process: an empty answer, the ``words`` of the engine, or the ``errno`` of writing the result."""
+    privileges.become_nobody()
+    wasm = os.pread(module_fd, MAX_MODULE_BYTES, 0)
+    try:
+        compiled = memoryview(wasmtime.Module(_new_engine(parallel=True), wasm).serialize())
+    except wasmtime.WasmtimeError as exc:
+        return {"words": _one_line(exc)[:_MAX_WORDS]}
+    try:
+        while compiled:
+            compiled = compiled[os.write(compiled_fd, compiled) :]
+    except OSError as exc:
+        return {"errno": exc.errno}
+    return {}
+
+
+def _one_line(exc: BaseException) -> str:
+    """An error of the engine as one line: it stacks causes below each other."""
+    lines = [line.strip() for line in str(exc).splitlines()]
+    return " ".join(line for line in lines if line)

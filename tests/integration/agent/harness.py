@@ -32,7 +32,15 @@ CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_SETGID", "CAP_
 class Agent:
     """One agent with its sandbox directory below ``base``."""
 
-    def __init__(self, base: Path, name: str, flags: int = POD, netns: str = "", driver: str = "oci") -> None:
+    def __init__(
+        self,
+        base: Path,
+        name: str,
+        flags: int = POD,
+        netns: str = "",
+        driver: str = "oci",
+        options: dict[str, str] | None = None,
+    ) -> None:
         self.base = base
         self.name = name
         self.directory = base / "sandbox"
@@ -43,11 +51,11 @@ class Agent:
         self.log = base / "agent.log"
         self._streams: list[int] = []
         cgroup.create(self.cgroup)
-        self.pid = self._launch(flags, netns, driver)
+        self.pid = self._launch(flags, netns, driver, options or {"binary": "runc"})
         self.pidfd = os.pidfd_open(self.pid)
         self.socket_path = str(base / "agent.sock")
 
-    def _launch(self, flags: int, netns: str, driver: str) -> int:
+    def _launch(self, flags: int, netns: str, driver: str, options: dict[str, str]) -> int:
         args = {
             "sandbox_id": self.name,
             "directory": str(self.directory),
@@ -56,7 +64,7 @@ class Agent:
             "pid_namespace": bool(flags & CLONE_NEWPID),
             "host_namespaces": ([] if netns else ["net"]) + ([] if flags & CLONE_NEWIPC else ["ipc"]),
             "driver": driver,
-            "options": {"binary": "runc"},
+            "options": options,
             "log_level": "debug",
         }
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import socket
@@ -80,9 +81,10 @@ class Container:
 class Agent:
     """The double of the agent, and everything made through it."""
 
-    def __init__(self, cache_dir: str) -> None:
+    def __init__(self, cache_dir: str, engine: str = "wasmtime", **options: str) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        argv = [sys.executable, "-m", "tests.integration.agent_wasm.harness", str(theirs.fileno()), cache_dir]
+        argv = [sys.executable, "-m", "tests.integration.agent_wasm.harness", str(theirs.fileno()), engine]
+        argv.append(json.dumps({"cache_dir": cache_dir, **options}))
         self.process = subprocess.Popen(argv, pass_fds=[theirs.fileno()])
         theirs.close()
         ours.settimeout(60)

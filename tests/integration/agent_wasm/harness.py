@@ -1,12 +1,14 @@
 """A process that plays the agent for the driver: one loop, one driver, its children reaped as the agent does.
 
-``python -m tests.integration.agent_wasm.harness FD CACHE_DIR``: FD is a SOCK_SEQPACKET socket that carries
+``python -m tests.integration.agent_wasm.harness FD ENGINE OPTIONS``: OPTIONS are the driver's, as JSON; FD is a
+SOCK_SEQPACKET socket that carries
 msgpack requests ``[verb, arguments]``, with standard descriptors beside those of ``create``, and replies
 ``{"value": …}`` or ``{"error": …}``; a terminal's master comes back beside the reply. EOF ends it, and its children.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -18,9 +20,9 @@ from typing import Any
 
 import msgpack
 
-from kuasar.agent.drivers.base import ContainerSetup, ProcessStdio
+from kuasar.agent.drivers.base import ContainerSetup, Context, ProcessStdio
+from kuasar.agent.drivers.registry import make_driver
 from kuasar.agent.drivers.wasm import syscalls
-from kuasar.agent.drivers.wasmtime import WasmtimeDriver
 from kuasar.core.aio import Future, Loop
 from kuasar.core.errors import wrap
 from kuasar.core.spawn import Children, Exit
@@ -31,11 +33,11 @@ _PR_SET_CHILD_SUBREAPER = 36
 class Harness:
     """Serves one socket until its end."""
 
-    def __init__(self, channel: socket.socket, cache_dir: str) -> None:
+    def __init__(self, channel: socket.socket, engine: str, options: dict[str, Any]) -> None:
         self._channel = channel
         self._loop = Loop()
         self._children = Children(self._loop)
-        self._driver = WasmtimeDriver(self._loop, cache_dir)
+        self._driver = make_driver(engine, Context(self._loop, self._children, ""), options)
         self._ends: dict[str, tuple[int, Future[Exit]]] = {}
         self._received: list[int] = []
         self._given: list[int] = []
@@ -106,12 +108,12 @@ class Harness:
 
 def main() -> None:
     """Become the agent's double."""
-    fd, cache_dir = sys.argv[1:]
+    fd, engine, options = sys.argv[1:]
     syscalls.prctl(_PR_SET_CHILD_SUBREAPER, 1)  # as PID 1 of a pod, the agent gets all orphans
     syscalls.unshare(syscalls.CLONE_NEWNS)  # as the agent's: mounts of a container appear nowhere else
     syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
     with socket.socket(fileno=int(fd)) as channel:
-        Harness(channel, cache_dir).run()
+        Harness(channel, engine, json.loads(options)).run()
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ MIB = 1024 * 1024
 class WasmAgent(Agent):
     """An agent with the Wasmtime driver."""
 
-    def _launch(self, flags: int, netns: str, driver: str) -> int:
+    def _launch(self, flags: int, netns: str, driver: str, options: dict[str, str]) -> int:
         args = {
             "sandbox_id": self.name,
             "directory": str(self.directory),

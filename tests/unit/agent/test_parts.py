@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kuasar.agent import kernel
-from kuasar.agent.drivers.oci import last_error
-from kuasar.agent.drivers.registry import DRIVERS, Context, make_driver
+from kuasar.agent.drivers.base import Context
+from kuasar.agent.drivers.registry import DRIVERS, make_driver
+from kuasar.agent.drivers.runtime import last_error
 from kuasar.agent.events import MAX_KEPT, EventLog
 from kuasar.agent.files import remove_tree
 from kuasar.agent.mounts import Options, parse_options, shorten

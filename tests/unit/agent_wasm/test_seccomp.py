@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -80,3 +81,39 @@ def test_both_architectures_are_known_and_others_refused() -> None:
     assert seccomp.build("x86_64") != seccomp.build("aarch64")
     with pytest.raises(BackendFailed, match="no system call filter for riscv64"):
         seccomp.build("riscv64")
+
+
+def with_socket(family: int) -> int:
+    """The errno of making a socket of ``family`` behind a filter that lets some through."""
+    pid = os.fork()
+    if pid == 0:
+        code = 255
+        try:
+            syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+            seccomp.install(executes=True, sockets=True)
+            socket.socket(family, socket.SOCK_STREAM).close()
+            code = 0
+        except OSError as exc:
+            code = exc.errno or 254
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_sockets_of_the_pod_s_network_can_be_allowed_and_no_others() -> None:
+    assert with_socket(socket.AF_INET) == 0
+    assert with_socket(socket.AF_INET6) == 0
+    assert with_socket(socket.AF_UNIX) == errno.EPERM
+    assert with_socket(socket.AF_PACKET) == errno.EPERM
+
+
+def test_an_engine_can_be_executed_behind_the_filter() -> None:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+            seccomp.install(executes=True)
+            os.execv("/bin/sh", ["sh", "-c", "exit 7"])
+        finally:
+            os._exit(255)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7

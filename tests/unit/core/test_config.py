@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kuasar.core.config import Config, ConfigError, load
+from kuasar.core.engines import BACKEND_MODULES
 
 
 def write(tmp_path: Path, text: str) -> str:
@@ -20,7 +21,8 @@ def test_everything_has_a_default(tmp_path: Path) -> None:
     assert config.sandboxes_dir == "/run/kuasar/sandboxes"
     assert config.bus_address == "ipc:///run/kuasar/bus.sock"
     assert config.gateway.task_address == "ttrpc+unix:///run/kuasar/task.sock"
-    assert set(config.sandboxers) == {"kuasar-qemu", "kuasar-runc", "kuasar-wasmtime"}
+    assert set(config.sandboxers) == {f"kuasar-{kind}" for kind in BACKEND_MODULES}
+    assert {sandboxer.engine for sandboxer in config.sandboxers.values()} == set(config.engines)
 
 
 def test_grpc_can_be_chosen_for_tasks(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def run(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), "usage: fetch-deb.sh SUITE PACKAGE DEST"),
+        ((), "usage: fetch-deb.sh [--with-dependencies] SUITE PACKAGE DEST"),
         (("forky", "a b", "x"), "not a suite and a package"),
         (("forky;id", "containerd", "x"), "not a suite and a package"),
     ],

@@ -44,10 +44,16 @@ _RLIMITS = frozenset(
     )
 )
 _MAX_ID = 2**32 - 2
-_THREADS = 8
-"""The engine reads files and standard input in threads (five were seen); without them a module hangs, not fails."""
-_RUNTIME_BYTES = 4 * 1024 * 1024
-"""What the process needs of its cgroup beside the module's memory: the interpreter's and the engine's own pages."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an engine needs beside the module."""
+
+    threads: int = 8
+    """An engine reads files and standard input in threads (five were seen); without them a module hangs, not fails."""
+    memory_bytes: int = 4 * 1024 * 1024
+    """What the process needs of its cgroup beside the module's memory: the interpreter's and the engine's own pages."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,7 @@ class Plan:
     """Bytes the module's memory may grow to; None: what the engine allows (4 GiB)."""
     cgroup: str
     resources: dict[str, Any]
+    annotations: Mapping[str, str]
 
     def module_candidates(self) -> list[str]:
         """Absolute paths, below the root file system, at which the module may be, best first."""
@@ -124,7 +131,10 @@ class Plan:
         return found
 
 
-def plan(rootfs: str, spec: Mapping[str, Any]) -> Plan:
+_USUAL_NEEDS = Needs()
+
+
+def plan(rootfs: str, spec: Mapping[str, Any], needs: Needs = _USUAL_NEEDS) -> Plan:
     """Read ``spec`` for a container whose root file system is mounted at ``rootfs``."""
     process = get_map(spec, "process", "process")
     user = get_map(process, "user", "process.user")
@@ -135,7 +145,7 @@ def plan(rootfs: str, spec: Mapping[str, Any]) -> Plan:
     cwd = _absolute(get_string(process, "cwd", "process.cwd") or "/", "process.cwd")
     uid = get_integer(user, "uid", "process.user.uid", 0, _MAX_ID) or 0
     limit = get_integer(memory, "limit", "linux.resources.memory.limit", -1)
-    _check_threads(get_map(resources, "pids", "linux.resources.pids"))
+    _check_threads(get_map(resources, "pids", "linux.resources.pids"), needs.threads)
     module, argv = _module_and_arguments(get_strings(process, "args", "process.args"))
     return Plan(
         rootfs=rootfs,
@@ -152,9 +162,10 @@ def plan(rootfs: str, spec: Mapping[str, Any]) -> Plan:
         capabilities=_capabilities(process, uid),
         rlimits=_rlimits(process),
         oom_score_adj=get_integer(process, "oomScoreAdj", "process.oomScoreAdj", -1000, 1000),
-        memory_limit=module_memory(limit) if limit is not None and limit > 0 else None,
+        memory_limit=module_memory(limit, needs) if limit is not None and limit > 0 else None,
         cgroup=get_string(linux, "cgroupsPath", "linux.cgroupsPath"),
         resources=dict(resources),
+        annotations=_annotations(spec),
     )
 
 
@@ -184,13 +195,13 @@ def _nearest(path: str, directories: Mapping[str, bool]) -> str:
     return max((known for known in directories if f"{path}/".startswith(f"{known.rstrip('/')}/")), key=len)
 
 
-def module_memory(limit: int) -> int:
+def module_memory(limit: int, needs: Needs = _USUAL_NEEDS) -> int:
     """How far a module's memory may grow in a cgroup of ``limit`` bytes.
 
     Less than the limit itself, so that a module that allocates too much is told so by ``memory.grow`` instead of being
     killed by the kernel for the engine's share.
     """
-    return max(limit - _RUNTIME_BYTES, limit // 2)
+    return max(limit - needs.memory_bytes, limit // 2)
 
 
 def _module_and_arguments(args: list[str]) -> tuple[str, tuple[str, ...]]:
@@ -201,11 +212,16 @@ def _module_and_arguments(args: list[str]) -> tuple[str, tuple[str, ...]]:
     return args[first], tuple(args[first:])
 
 
-def _check_threads(pids: Mapping[str, Any]) -> None:
+def _annotations(spec: Mapping[str, Any]) -> dict[str, str]:
+    given = get_map(spec, "annotations", "annotations")
+    return {key: get_string(given, key, f"annotations.{key}") for key in given}
+
+
+def _check_threads(pids: Mapping[str, Any], threads: int) -> None:
     field = "linux.resources.pids.limit"
     limit = get_integer(pids, "limit", field, -1)
-    if limit is not None and 0 < limit < _THREADS:
-        words = f"{field}: {limit} is too small, the engine of a WebAssembly container needs {_THREADS} threads"
+    if limit is not None and 0 < limit < threads:
+        words = f"{field}: {limit} is too small, the engine of a WebAssembly container needs {threads} threads"
         raise InvalidArgument(words, field=field)
 
 

@@ -47,9 +47,15 @@ def set_limits(plan: Plan) -> None:
         os.umask(plan.umask)
 
 
-def drop(plan: Plan) -> None:
-    """Become the container's user with the planned capabilities and no way to more."""
+def drop(plan: Plan, executes: bool = False) -> None:
+    """Become the container's user with the planned capabilities and no way to more.
+
+    With ``executes`` they are kept by a program that is executed later, too.
+    """
     sys.prctl(sys.PR_SET_NO_NEW_PRIVS, 1)
+    inherited = plan.capabilities & sys.get_capabilities() if executes else 0
+    if inherited:  # while they can still be had
+        sys.set_capabilities(sys.get_capabilities(), inherited)
     for capability in _ALL_CAPABILITIES:
         try:
             sys.prctl(sys.PR_CAPBSET_DROP, capability)
@@ -60,7 +66,10 @@ def drop(plan: Plan) -> None:
     os.setgroups(plan.groups)
     os.setresgid(plan.gid, plan.gid, plan.gid)
     os.setresuid(plan.uid, plan.uid, plan.uid)
-    sys.set_capabilities(plan.capabilities)
+    sys.set_capabilities(plan.capabilities, inherited)
+    for capability in _ALL_CAPABILITIES:
+        if inherited >> capability & 1:
+            sys.prctl(sys.PR_CAP_AMBIENT, sys.PR_CAP_AMBIENT_RAISE, capability)
 
 
 def become_nobody() -> None:

@@ -8,8 +8,8 @@
     the agent's end closed before the start byte -> exit
 
 The channel is a SOCK_SEQPACKET pair: one msgpack message up (``{"note"}``, or ``{"error"}`` in its wire form), one byte
-down. Importing this module imports wasmtime (75 ms, no threads), so that no container has to: none of its agent's, and,
-when the zygote has it in its list, none at all.
+down. The engine is imported with the driver (wasmtime takes 75 ms and starts no threads), so that no container has to
+do it: none of its agent's, and, when the zygote has it in its list, none at all.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import gc
 import os
 import signal
 import termios
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import msgpack
 
-from kuasar.agent.drivers.wasm import engine, privileges, rootfs, seccomp
+from kuasar.agent.drivers.wasm import engine as engines
 from kuasar.agent.drivers.wasm import plan as plans
+from kuasar.agent.drivers.wasm import privileges, rootfs, seccomp
 from kuasar.agent.drivers.wasm import syscalls as sys
 from kuasar.core import cgroup
 from kuasar.core.errors import BackendFailed, InvalidArgument, wrap
@@ -44,7 +45,7 @@ class Launch:
     """What a process is started with. The descriptors stay the caller's."""
 
     plan: plans.Plan
-    cache_dir: str
+    engine: engines.Engine
     stdio: tuple[int, int, int]
     terminal: bool
     channel: int
@@ -87,32 +88,34 @@ def _main(launch: Launch) -> NoReturn:
         os._exit(code)
 
 
-def _prepare(launch: Launch) -> engine.Program:
+def _prepare(launch: Launch) -> engines.Program:
     """Everything up to, but not including, the first instruction of the module."""
-    plan = launch.plan
-    # Threads are made by the engine when the module runs; one serves it, whatever the number of processors.
-    os.environ["TOKIO_WORKER_THREADS"] = "1"
+    plan, engine = launch.plan, launch.engine
     rootfs.build(plan)
     fd, name = rootfs.open_module(plan)
     sys.set_command_line(os.path.basename(name), "\0".join(plan.argv).encode())
-    program = engine.load(fd, name, launch.cache_dir)
+    program = engine.load(fd, name, plan)
     os.close(fd)
     if launch.cgroup:  # not earlier: compiling is not the container's doing, and its limits might not allow it
         cgroup.enter_alone(launch.cgroup)
     privileges.set_oom_score(plan)
     privileges.require_one_thread()
-    rootfs.enter(plan)
+    with rootfs.inside(plan.rootfs):
+        wanted = [replace(each, path=os.path.realpath(each.path)) for each in plans.preopens(plan, os.path.isdir)]
+    program.furnish(plan)
+    rootfs.enter(plan.rootfs)
     privileges.set_limits(plan)
-    privileges.drop(plan)
-    seccomp.install()
-    program.prepare(plan, _accessible(plan))
+    privileges.drop(plan, engine.executes)
+    seccomp.install(engine.executes, engine.sockets)
+    wanted = [replace(each, path=program.prefix + each.path) for each in wanted]
+    program.prepare(plan, _accessible(plan, wanted))
     return program
 
 
-def _accessible(plan: plans.Plan) -> list[plans.Preopen]:
-    """The directories to open, without mounts that the container's user may not read. In the container's root."""
+def _accessible(plan: plans.Plan, wanted: list[plans.Preopen]) -> list[plans.Preopen]:
+    """The directories to open, without mounts that the container's user may not read."""
     found = []
-    for preopen in plans.preopens(plan, os.path.isdir):
+    for preopen in wanted:
         try:
             os.close(os.open(preopen.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         except OSError as exc:

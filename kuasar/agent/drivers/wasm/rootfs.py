@@ -73,9 +73,9 @@ def inside(rootfs: str) -> Iterator[None]:
         os.close(host)
 
 
-def enter(plan: Plan) -> None:
-    """Make the container's root the only one this process has; the host's is gone for good."""
-    os.chdir(plan.rootfs)
+def enter(root: str) -> None:
+    """Make ``root`` the only one this process has; the host's is gone for good."""
+    os.chdir(root)
     sys.pivot_root(".", ".")  # the old root now lies on top of the new one
     sys.unmount(".", sys.MNT_DETACH)
     os.chdir("/")

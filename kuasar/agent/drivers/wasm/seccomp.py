@@ -5,6 +5,9 @@ nothing about it. The filter refuses what leads further into the host: other pro
 mounts, sockets (WASI preview 1 has none), tracing, keys, kernel modules, and interfaces known for their bugs.
 Everything else, which the engine may need, stays allowed. Refused calls fail with EPERM; calls by the numbers of
 another architecture kill.
+
+An engine that is a program of its own must be executed behind the filter; then there is no other program to execute,
+because every mount but the engine's files is without permission to (``noexec``).
 """
 
 from __future__ import annotations
@@ -63,6 +66,7 @@ _ONLY_X86 = {"fork": 57, "vfork": 58, "iopl": 172, "ioperm": 173, "modify_ldt": 
 _CLONE = (56, 220)
 _CLONE3 = 435
 _CLONE_THREAD = 0x10000
+_AF_INET, _AF_INET6 = 2, 10
 _X32_BIT = 0x40000000
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
@@ -77,25 +81,33 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
-def install() -> None:
-    """Put the filter on this process, for good. Needs no_new_privs; threads made later have it too."""
-    code = build(platform.machine())
+def install(executes: bool = False, sockets: bool = False) -> None:
+    """Put the filter on this process, for good. Needs no_new_privs; threads made later have it too.
+
+    ``executes`` lets ``execve`` through, ``sockets`` those of the internet protocols.
+    """
+    code = build(platform.machine(), executes, sockets)
     program = _Program(len(code) // 8, code)
     sys.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(program))
 
 
-def build(machine: str) -> bytes:
+def build(machine: str, executes: bool = False, sockets: bool = False) -> bytes:
     """The filter for a ``machine`` as the kernel wants it. Raises :class:`BackendFailed` for one that is not known."""
     if machine not in _ARCHITECTURES:
         raise BackendFailed(f"no system call filter for {machine} (known: {', '.join(_ARCHITECTURES)})")
     column, architecture = _ARCHITECTURES[machine]
-    refused = [numbers[column] for numbers in _REFUSED.values()]
+    allowed = ({"execve"} if executes else set()) | ({"socket"} if sockets else set())
+    refused = [numbers[column] for name, numbers in _REFUSED.items() if name not in allowed]
     code = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NUMBER)]
     if machine == "x86_64":
         refused += _ONLY_X86.values()
         code += [(_AT_LEAST, 0, 1, _X32_BIT), (_RETURN, 0, 0, _KILL)]
     for number in refused:
         code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO | errno.EPERM)]
+    if sockets:
+        code += [(_EQUAL, 0, 5, _REFUSED["socket"][column]), (_LOAD, 0, 0, _FIRST_ARGUMENT)]
+        code += [(_EQUAL, 2, 0, _AF_INET), (_EQUAL, 1, 0, _AF_INET6)]
+        code += [(_RETURN, 0, 0, _ERRNO | errno.EPERM), (_RETURN, 0, 0, _ALLOW)]
     # libc goes back to clone when there is no clone3, whose flags a filter cannot see
     code += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
     code += [(_EQUAL, 0, 3, _CLONE[column]), (_LOAD, 0, 0, _FIRST_ARGUMENT), (_ANY_BIT, 1, 0, _CLONE_THREAD)]

@@ -33,6 +33,7 @@ PR_CAPBSET_DROP = 24
 PR_SET_KEEPCAPS = 8
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
@@ -113,12 +114,19 @@ def prctl(option: int, arg2: int | bytes = 0, arg3: int = 0) -> int:
     return _checked(_libc.prctl(ctypes.c_int(option), second, ctypes.c_ulong(arg3), zero, zero))
 
 
-def set_capabilities(mask: int) -> None:
-    """Make ``mask`` (bit n: capability n) the effective and permitted set of this thread; inheritable gets empty."""
+def set_capabilities(mask: int, inheritable: int = 0) -> None:
+    """Make ``mask`` (bit n: capability n) the effective and permitted set of this thread; set the inheritable one."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    low, high = mask & 0xFFFFFFFF, mask >> 32
-    data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
-    _checked(_libc.capset(header, data))
+    words = [mask & 0xFFFFFFFF, mask & 0xFFFFFFFF, inheritable & 0xFFFFFFFF, mask >> 32, mask >> 32, inheritable >> 32]
+    _checked(_libc.capset(header, (ctypes.c_uint32 * 6)(*words)))
+
+
+def get_capabilities() -> int:
+    """The permitted set of this thread."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)()
+    _checked(_libc.capget(header, data))
+    return int(data[1]) | int(data[4]) << 32
 
 
 def file_system_type(file: int | str) -> int:
