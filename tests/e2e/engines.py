@@ -22,6 +22,7 @@ STATS = "stats"
 SHARED_KERNEL = "shared-kernel"  # processes of containers are processes of the host, in its cgroups
 HOST_NETWORK = "host-network"
 HOST_PID = "host-pid"
+HOST_IPC = "host-ipc"
 SHARED_PID = "shared-pid"
 DEVICES = "devices"
 BOUNDED_DRAIN = "bounded-drain"  # an exec ends with its process, though a grandchild keeps its output open
@@ -145,7 +146,7 @@ class Engine:
 
 _EACH = frozenset({TTY_NAME, PAUSE_ONE, OWN_LIMITS, MESSAGE_QUEUES, LINUX_DETAILS})
 _LINUX = _EACH | frozenset(
-    {SHARED_KERNEL, SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, HOST_NETWORK, HOST_PID, SHARED_PID, DEVICES}
+    {SHARED_KERNEL, SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, HOST_NETWORK, HOST_PID, HOST_IPC, SHARED_PID, DEVICES}
 )
 _GVISOR = frozenset({SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, HOST_NETWORK})
 _WASM = frozenset({SHARED_KERNEL, WASM, PAUSE, PAUSE_ONE, UPDATE, STATS, HOST_NETWORK})

@@ -16,7 +16,7 @@ import pytest
 
 from kuasar.api.gen.containerd.sandbox.v1 import controller_pb2 as sandbox
 from kuasar.api.gen.containerd.task.v3 import task_pb2 as task
-from tests.e2e.engines import OURS
+from tests.e2e.engines import HOST_NETWORK, OURS
 from tests.e2e.gateway import NAMESPACE, TIMEOUT, Gateway
 from tests.e2e.harness import Container, Node
 from tests.e2e.stack import BROKEN
@@ -49,7 +49,9 @@ def gateway(node: Node, bystander: Container) -> Iterator[Gateway]:
 
 @pytest.fixture
 def created(node: Node, gateway: Gateway) -> Iterator[str]:
-    """A sandbox made directly, ready, without CRI."""
+    """A sandbox made directly, ready, without CRI, and so on the host's network."""
+    if not node.engine.can(HOST_NETWORK):
+        pytest.skip(f"{node.engine.handler} does not declare: {HOST_NETWORK}")
     pod = "direct-1"
     gateway.create(pod, node.engine.handler)
     gateway.start(pod, node.engine.handler)

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from tests.deadline import eventually
-from tests.e2e.engines import EXEC, HOST_NETWORK, HOST_PID, MESSAGE_QUEUES, SHARED_KERNEL, SHARED_PID, SHELL
+from tests.e2e.engines import EXEC, HOST_IPC, HOST_NETWORK, HOST_PID, MESSAGE_QUEUES, SHARED_KERNEL, SHARED_PID, SHELL
 from tests.e2e.harness import Container, Node, Pod
 
 pytestmark = pytest.mark.needs(SHELL, EXEC)
@@ -104,6 +104,7 @@ def test_network_of_the_host(node: Node) -> None:
 
 
 @pytest.mark.needs(SHARED_KERNEL)
+@pytest.mark.needs(HOST_IPC)
 def test_ipc_of_the_host(node: Node) -> None:
     container = node.pod(host_ipc=True).run_idle()
     assert namespaces(container)["ipc"] == host_namespaces()["ipc"]

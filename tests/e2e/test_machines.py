@@ -1,0 +1,139 @@
+"""Pods that are machines: what only they promise, and how they fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kuasar.api.gen.cri.v1.common_pb2 import LinuxContainerResources
+from kuasar.cli.cri import CriError, bind
+from tests.deadline import eventually
+from tests.e2e.engines import OWN_KERNEL
+from tests.e2e.gateway import Gateway
+from tests.e2e.harness import Node, Pod
+
+pytestmark = pytest.mark.needs(OWN_KERNEL)
+
+IDENTITY = "cat /proc/sys/kernel/random/boot_id; cat /sys/class/net/eth0/address; head -c 32 /dev/urandom | md5sum"
+
+
+def info(pod: Pod) -> dict[str, str]:
+    """The verbose status of the sandbox, as our worker says it."""
+    with Gateway(pod.stack.layout.gateway_socket) as gateway:
+        return dict(gateway.status(pod.id, pod.engine.handler, verbose=True).info)
+
+
+def machine_process(pod: Pod) -> int:
+    """The VMM."""
+    return int(info(pod)["pid"])
+
+
+def test_two_pods_are_two_machines(node: Node) -> None:
+    pods = [node.pod(f"machine-{number}") for number in range(2)]
+    seen = [pod.run_idle().sh(IDENTITY).split() for pod in pods]
+    assert not set(seen[0]) & set(seen[1]) - {"-"}
+    facts = [info(pod) for pod in pods]
+    assert facts[0]["pid"] != facts[1]["pid"]
+    assert all(each["start"].startswith("clone of template ") for each in facts), facts
+    kernel = pods[0].run_idle("kernel").sh("uname -r").strip()
+    assert kernel != os.uname().release
+
+
+def test_files_of_one_pod_are_not_seen_by_another(node: Node) -> None:
+    first, second = (node.pod(f"files-{number}").run_idle() for number in range(2))
+    first.sh("echo secret > /root/mine; sync")
+    assert second.exec("cat", "/root/mine").exit_code != 0
+    assert second.sh("mount | grep -c virtiofs").strip() != "0"
+    assert "secret" not in second.sh("cat /root/* 2>/dev/null; true")
+
+
+def test_a_fork_bomb_stays_in_its_machine(node: Node) -> None:
+    victim, bystander = node.pod("bomb").run_idle("bomb"), node.pod("bystander").run_idle("bystander")
+    before = len([name for name in os.listdir("/proc") if name.isdigit()])
+    bomb = victim.pod.run(["sh", "-c", "echo lit; f() { f | f & }; f; sleep 3600"], "fork")
+    bomb.wait_for_log(b"lit\n")
+    assert bystander.exec("echo", "well").stdout == b"well\n"
+    assert len([name for name in os.listdir("/proc") if name.isdigit()]) < before + 100
+    victim.pod.remove()
+    assert bystander.running()
+
+
+def test_a_panic_of_the_guest_is_told(node: Node) -> None:
+    pod = node.pod(privileged=True)
+    container = pod.run_idle(privileged=True)
+    with pytest.raises(CriError):
+        container.exec("sh", "-c", "echo c > /proc/sysrq-trigger; sleep 60", timeout=60)
+    eventually(lambda: not pod.ready, "the pod is not ready any more")
+    assert "Kernel panic" in info(pod)["reason"]
+    assert container.wait().exit_code == 137
+
+
+@pytest.mark.parametrize("victim", ["vmm", "virtiofsd"])
+def test_the_end_of_what_the_machine_needs_is_told_and_frees_everything(node: Node, victim: str) -> None:
+    pod = node.pod()
+    container = pod.run_idle()
+    os.kill(machine_process(pod) if victim == "vmm" else _virtiofsd(pod), signal.SIGKILL)
+    eventually(lambda: not pod.ready, "the pod is not ready any more")
+    reason = info(pod)["reason"]
+    assert ("virtiofsd" in reason) == (victim == "virtiofsd"), reason
+    assert container.wait().exit_code == 137
+    pod.remove()
+    assert node.pod("again").run_idle().running()
+
+
+def _virtiofsd(pod: Pod) -> int:
+    """The server of the pod's share: the one that has its directory on its command line."""
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                words = Path(f"/proc/{name}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"virtiofsd" in words and f"/{pod.id}/".encode() in words:
+                return int(name)
+    raise AssertionError("no virtiofsd")
+
+
+def test_a_machine_grows_with_its_pods_limits(node: Node) -> None:
+    limits = LinuxContainerResources(memory_limit_in_bytes=320 << 20, cpu_quota=200_000, cpu_period=100_000)
+    pod = node.pod(resources=limits)
+    container = pod.run_idle()
+    memory = int(container.sh("grep MemTotal /proc/meminfo").split()[1]) // 1024
+    assert memory > 300
+    assert container.sh("nproc").strip() == "2"
+    assert info(pod)["vcpus"] == "2"
+
+
+def test_secrets_are_updated_live(node: Node, tmp_path: Path) -> None:
+    directory = tmp_path / "secret"
+    directory.mkdir()
+    (directory / "token").write_text("old")
+    container = node.pod().run_idle(mounts=[bind(str(directory), "/secret", readonly=True)])
+    assert container.sh("cat /secret/token") == "old"
+    (directory / "token.new").write_text("new")
+    (directory / "token.new").rename(directory / "token")
+    eventually(lambda: container.sh("cat /secret/token"), "the new secret", until=lambda seen: seen == "new")
+    assert container.exec("touch", "/secret/x").exit_code != 0
+
+
+def test_what_a_machine_cannot_share_is_refused_by_name(node: Node) -> None:
+    for changes, words in (
+        ({"host_network": True}, "host's network"),
+        ({"pid_mode": "host"}, "host's pid"),
+        ({"host_ipc": True}, "host's ipc"),
+    ):
+        options: dict[str, Any] = changes
+        with pytest.raises(CriError, match=words):
+            node.pod(**options)
+
+
+def test_ten_machines_at_once(node: Node) -> None:
+    with ThreadPoolExecutor(node.engine.pods_at_once) as pool:
+        pods = list(pool.map(lambda number: node.pod(f"at-once-{number}"), range(node.engine.pods_at_once)))
+    assert all(pod.ready for pod in pods)
+    assert len({info(pod)["pid"] for pod in pods}) == node.engine.pods_at_once
