@@ -20,7 +20,7 @@ PYTEST := $(V)/python -m pytest $(PYTEST_ARGS)
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: start ## install what is needed, start the stack, run a runc pod and a Wasm pod; CONTAINERD=socket uses another containerd
+run: start ## install what is needed, start the stack, run a runc pod, a Wasm pod and a virtual machine; CONTAINERD=socket uses another containerd
 	@$(V)/python -m scripts.demo $(if $(CONTAINERD),--containerd $(CONTAINERD))
 
 start: install ## start the stack only

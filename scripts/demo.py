@@ -1,4 +1,4 @@
-"""``make run``: a namespace pod and a Wasm pod through containerd's CRI, as Kubernetes would run them.
+"""``make run``: pods of namespaces, of WebAssembly and of a virtual machine through CRI, as Kubernetes would run them.
 
 Needs the stack started. Leaves the pods running, so that there is something to look at; the next run replaces them.
 """
@@ -27,7 +27,8 @@ from scripts.stack import DEMO_LABELS, Stack, StackError, developers_layout
 
 WASM = "localhost/kuasar/hello:1"
 _SERVER = 'echo "Hello from $(hostname), process $$, $(id -un)."; while :; do sleep 3600 & wait $!; done'
-_WAIT_SECONDS = 20.0
+_MACHINE = 'echo "Hello from $(hostname), Linux $(uname -r), $(grep MemTotal /proc/meminfo)."; sleep 3600'
+_WAIT_SECONDS = 60.0
 
 
 @dataclass
@@ -49,12 +50,17 @@ class Demo:
         self.stack = stack
         self.cri = cri
         self.console = console
-        self.pods = [Shown("a pod of namespaces", "kuasar-runc"), Shown("a pod of WebAssembly", "kuasar-wasmtime")]
+        self.pods = [
+            Shown("a pod of namespaces", "kuasar-runc"),
+            Shown("a pod of WebAssembly", "kuasar-wasmtime"),
+            Shown("a pod in a virtual machine", "kuasar-qemu"),
+        ]
         self.steps = (
             ("building and importing images", self.images),
             ("removing the pods of the last run", self.clear),
             ("running a pod of namespaces", lambda: self.run(self.pods[0], BUSYBOX, ["sh", "-c", _SERVER], [])),
             ("running a pod of WebAssembly", lambda: self.run(self.pods[1], WASM, [], ["one", "two", "three"])),
+            ("running a pod in a virtual machine", lambda: self.run(self.pods[2], BUSYBOX, ["sh", "-c", _MACHINE], [])),
             ("waiting for their output", self.logs),
         )
 
@@ -93,7 +99,7 @@ class Demo:
         shown.log = log
 
     def logs(self) -> None:
-        """Until both have said something, and the Wasm program has ended."""
+        """Until all have said something, and the Wasm program has ended."""
         deadline = time.monotonic() + _WAIT_SECONDS
         for shown in self.pods:
             while not self._has_spoken(shown):
@@ -158,8 +164,10 @@ def _output(path: str) -> str:
 
 
 def main() -> int:
-    """The command. Exit codes: 0 both pods ran, 1 something failed."""
-    parser = argparse.ArgumentParser(prog="demo", description="run a namespace pod and a Wasm pod")
+    """The command. Exit codes: 0 all pods ran, 1 something failed."""
+    parser = argparse.ArgumentParser(
+        prog="demo", description="run a pod of namespaces, of WebAssembly and of a virtual machine"
+    )
     parser.add_argument("--containerd", default="", metavar="SOCKET", help="use this containerd instead of our own")
     stack = Stack(developers_layout(parser.parse_args().containerd))
     console = Console(highlight=False, soft_wrap=True)
