@@ -106,6 +106,8 @@ async def make(loop: Loop, settings: Engine, say: Callable[[str], None]) -> str:
             except BlockingIOError:
                 say(f"template {key} is being made by another process")
                 return key
+            for name in templates.prune():
+                say(f"removed {name}, which nobody used")
             if templates.find(key) is None:
                 await _make(host, setup, templates, say)
         say(f"template {key} is there")

@@ -25,6 +25,7 @@ FORMAT = 1
 _PAGE = 4096
 _CHUNK = 1024 * 1024
 _ABANDONED_SECONDS = 600.0
+_UNUSED_SECONDS = 7 * 86400.0
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -92,6 +93,7 @@ class Templates:
         try:
             description = self._read(directory, key)
             self._verify(directory, description)
+            os.utime(directory)  # for those who remove what nobody uses
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, BackendFailed) as exc:
@@ -132,13 +134,21 @@ class Templates:
             os.rename(f"{self.directory}/{key}", aside)
             log.error("a template of machines was set aside", key=key, reason=reason, kept=aside)
 
-    def new_directory(self, key: str) -> str:
-        """Where a template is being made. What earlier makers left unfinished is removed."""
-        os.makedirs(self.directory, mode=0o700, exist_ok=True)
-        for name in os.listdir(self.directory):
+    def prune(self) -> list[str]:
+        """Remove templates that nobody has used for a week, and what was set aside or left unfinished; gives the
+        names."""
+        removed = []
+        for name in sorted(os.listdir(self.directory)):
             path = f"{self.directory}/{name}"
-            if ".new-" in name and time.time() - os.stat(path).st_mtime > _ABANDONED_SECONDS:
+            limit = _ABANDONED_SECONDS if "." in name else _UNUSED_SECONDS
+            if os.path.isdir(path) and time.time() - os.stat(path).st_mtime > limit:
                 shutil.rmtree(path, ignore_errors=True)
+                removed.append(name)
+        return removed
+
+    def new_directory(self, key: str) -> str:
+        """Where a template is being made."""
+        os.makedirs(self.directory, mode=0o700, exist_ok=True)
         path = f"{self.directory}/{key}.new-{os.getpid()}"
         os.mkdir(path, 0o700)
         return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -104,12 +105,17 @@ def test_another_format_or_key_is_not_used(templates: Templates) -> None:
     assert templates.find(KEY) is None
 
 
-def test_what_was_left_unfinished_long_ago_is_removed(templates: Templates) -> None:
-    old = Path(templates.new_directory(KEY))
-    fresh = old.with_name(f"{KEY}.new-1")
-    fresh.mkdir()
-    os.utime(old, (0, 0))
-    os.rename(old, old.with_name(f"{KEY}.new-2"))
-    templates.new_directory("other")
-    assert fresh.is_dir()
-    assert not old.with_name(f"{KEY}.new-2").exists()
+def test_what_nobody_uses_is_removed(templates: Templates) -> None:
+    make(templates)
+    unfinished = Path(templates.new_directory("other"))
+    aside, unused = (unfinished.with_name(name) for name in ("another.bad", "unused"))
+    for directory in (aside, unused):
+        directory.mkdir()
+    hour_ago = time.time() - 3600
+    for directory in (unfinished, aside, unused, Path(templates.directory, KEY)):
+        os.utime(directory, (hour_ago, hour_ago))
+    assert sorted(templates.prune()) == sorted([unfinished.name, "another.bad"])
+    os.utime(unused, (0, 0))
+    os.utime(Path(templates.directory, KEY), (0, 0))
+    assert templates.find(KEY) is not None, "which says that it is used"
+    assert templates.prune() == ["unused"]
