@@ -27,6 +27,7 @@ from kuasar.bus.router import BusRouter
 from kuasar.core import failpoints, log
 from kuasar.core.config import Config, ConfigError, load
 from kuasar.core.errors import KuasarError, Unavailable
+from kuasar.core.process import raise_descriptor_limit
 from kuasar.gateway.announce import Announcer
 from kuasar.gateway.calls import InFlight, Method, methods_of
 from kuasar.gateway.custody import Custody
@@ -60,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     log.configure(config.log_level, process="gateway")
     failpoints.configure(config.failpoints_dir)
     os.umask(0o077)
+    raise_descriptor_limit()  # two for each container
     try:
         asyncio.run(_serve(config))
     except Unavailable as exc:

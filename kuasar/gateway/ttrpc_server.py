@@ -28,7 +28,8 @@ from kuasar.gateway.ttrpc_connection import Connection, Services, settle_last_pi
 
 __all__ = ["Services", "TtrpcServer"]
 
-_BACKLOG = 512
+_BACKLOG = 4096
+"""Who connects to a unix socket whose backlog is full is refused; they also wait here while there is no gateway."""
 _ACCEPTS = 32
 """At a time; then others have their turn."""
 _SHORT_SECONDS = 0.2

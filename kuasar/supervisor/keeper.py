@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import bisect
 import os
-import resource
 import select
 import socket
 import stat
@@ -41,6 +40,7 @@ from kuasar.core.errors import (
     Unavailable,
     wrap,
 )
+from kuasar.core.process import raise_descriptor_limit
 from kuasar.supervisor import keeper_client, keeper_wire
 from kuasar.supervisor.clone import outlive_parent
 from kuasar.supervisor.keeper_wire import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, Reply, Request
@@ -317,9 +317,7 @@ def _close_all(fds: Sequence[int]) -> None:
 
 def budget() -> int:
     """How many descriptors holders may have kept; the soft limit is raised to the hard one first."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard - _SPARE_DESCRIPTORS - MAX_DESCRIPTORS
+    return raise_descriptor_limit() - _SPARE_DESCRIPTORS - MAX_DESCRIPTORS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

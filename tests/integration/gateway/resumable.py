@@ -16,6 +16,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from kuasar.api.gen.containerd.task.v3 import task_pb2 as pb
 from kuasar.core import failpoints
+from kuasar.core.process import raise_descriptor_limit
 from kuasar.gateway.calls import Call, InFlight, methods_of
 from kuasar.gateway.custody import Custody
 from kuasar.gateway.ttrpc_server import TtrpcServer
@@ -68,6 +69,7 @@ class Files:
 
 
 async def _serve(root: str) -> None:
+    raise_descriptor_limit()
     failpoints.configure(f"{root}/failpoints")
     custody = Custody(Keeper(f"{root}/s/keep.sock"))
     await custody.find()

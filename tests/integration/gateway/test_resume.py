@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +317,27 @@ def test_it_dies_at_every_step(point: str) -> None:
 
     with processes() as p:
         run(scenario(p))
+
+
+def test_many_connections_are_taken_over() -> None:
+    """As of a full node: one for each container, each with a Wait."""
+    many = 400
+
+    async def scenario(p: Processes) -> None:
+        async with AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(connected(p)) for _ in range(many)]
+            waits = [await client.ask("Wait", pb.WaitRequest(id=f"w{n}")) for n, client in enumerate(clients)]
+            for client in clients:
+                await client.answer(await client.ask("Connect", pb.ConnectRequest(id="1x")))
+            p.kill_server()
+            for n, client in enumerate(clients):
+                await client.ask("Kill", pb.KillRequest(id=f"w{n}"))
+            for wait, client in zip(waits, clients, strict=True):
+                assert pb.WaitResponse.FromString((await client.answer(wait)).payload).exit_status == 7
+
+    with processes() as p:
+        run(scenario(p))
+        assert f"connections={many} unanswered={many}" in p.log
 
 
 def test_a_connection_made_while_nobody_serves_is_served() -> None:
