@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kuasar.gateway import exchange
@@ -49,6 +49,7 @@ class Writer:
         self.live.bound[container] = sandbox
 
 
+@settings(deadline=None)
 @given(st.lists(PAYLOADS, max_size=12), st.data())
 def test_a_log_and_its_shortest_form_lead_to_the_same_state(payloads: list[bytes], data: st.DataObject) -> None:
     stream_of_bytes = b"".join(encode_frame(2 * n + 1, FrameType.REQUEST, p) for n, p in enumerate(payloads))
@@ -78,6 +79,7 @@ def test_a_log_and_its_shortest_form_lead_to_the_same_state(payloads: list[bytes
     assert short.received == writer.live.received
 
 
+@settings(deadline=None)
 @given(st.integers(0, 200))
 def test_a_torn_record_at_the_end_is_cut_off(cut: int) -> None:
     whole = exchange.received(encode_frame(1, FrameType.REQUEST, b"request"), 5)
@@ -88,6 +90,7 @@ def test_a_torn_record_at_the_end_is_cut_off(cut: int) -> None:
     assert replayed.requests[1].payload == b"request"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100))
 def test_any_bytes_are_a_log_or_damaged(log: bytes) -> None:
     try:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kuasar.core.errors import InvalidArgument, KuasarError, NotFound, Unavailable
@@ -35,11 +35,13 @@ NAMED: dict[str, dict[str, Any]] = {
 }
 
 
+@settings(deadline=None)
 @given(REQUESTS)
 def test_a_request_survives_the_wire(request_: Request) -> None:
     assert keeper_wire.decode_request(keeper_wire.encode_request(request_)) == request_
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200) | PLAIN.map(msgpack.packb))
 def test_any_bytes_are_a_request_or_an_error(data: bytes) -> None:
     try:
@@ -50,6 +52,7 @@ def test_any_bytes_are_a_request_or_an_error(data: bytes) -> None:
         assert keeper_wire.encode_request(request)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(NAMED)), st.data(), PLAIN)
 def test_any_value_of_a_field_is_right_or_named(op: str, data: st.DataObject, value: Any) -> None:
     field = data.draw(st.sampled_from(sorted(NAMED[op])))
@@ -79,6 +82,7 @@ def test_the_largest_request_fits() -> None:
     assert keeper_wire.decode_request(keeper_wire.encode_request(request)) == request
 
 
+@settings(deadline=None)
 @given(st.builds(Reply, st.booleans(), st.binary(), st.lists(st.text()).map(tuple), st.booleans()))
 def test_a_reply_survives_the_wire(reply: Reply) -> None:
     assert keeper_wire.decode_reply(keeper_wire.encode_reply(reply)) == reply
@@ -90,6 +94,7 @@ def test_an_error_survives_the_wire() -> None:
     assert error.message == "no socket is kept"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100) | PLAIN.map(msgpack.packb))
 def test_any_bytes_are_a_reply_or_an_error(data: bytes) -> None:
     reply = keeper_wire.decode_reply(data)
