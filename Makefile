@@ -41,7 +41,7 @@ test: install ## all tests: unit, integration, end to end with containerd
 test-unit: $(VENV) ## what needs neither root nor containerd
 	@$(PYTEST) tests/unit
 
-test-integration: $(SYSTEM) $(VENV) ## real processes, sockets and namespaces (root)
+test-integration: $(SYSTEM) $(VENV) $(ENGINES) ## real processes, sockets and namespaces (root)
 	@$(PYTEST) tests/integration
 
 test-e2e: install ## pods through the real containerd (root); ENGINE=name for one engine

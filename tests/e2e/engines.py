@@ -33,6 +33,7 @@ OWN_LIMITS = "own-limits"  # each container has limits of its own, not the pod a
 MESSAGE_QUEUES = "message-queues"  # containers of a pod see each other's POSIX message queues
 LINUX_DETAILS = "linux-details"  # all of Linux: kinds of interfaces, sysctls, seccomp of execs, all below /proc
 WASM = "wasm"
+PLUGINS = "plugins"  # a pod's annotation chooses plug-ins of the engine
 OWN_KERNEL = "own-kernel"  # a pod is a machine
 OURS = "ours"  # goes through our gateway, workers and supervisord
 
@@ -159,7 +160,7 @@ ENGINES = {
         Engine("kuasar-runc", BUSYBOX, LinuxPrograms(), _LINUX | {OURS, BOUNDED_DRAIN}),
         Engine("kuasar-wasmtime", WASM_MODULES, WasmPrograms(), _WASM | {OURS}),
         Engine("kuasar-qemu", BUSYBOX, LinuxPrograms(), _MACHINE | {OURS, BOUNDED_DRAIN}, 8.0, 30, 10),
-        Engine("kuasar-wasmedge", WASM_MODULES, _WASMEDGE_PROGRAMS, _WASM | {OURS}),
+        Engine("kuasar-wasmedge", WASM_MODULES, _WASMEDGE_PROGRAMS, _WASM | {OURS, PLUGINS}),
         Engine("kuasar-gvisor", BUSYBOX, LinuxPrograms(), _GVISOR | {OURS, BOUNDED_DRAIN}, 3.0, 30, 8),
         # containerd's own shim: what the tests are proved against, and compared with
         Engine("runc", BUSYBOX, LinuxPrograms(), _LINUX | {BIDIRECTIONAL}),

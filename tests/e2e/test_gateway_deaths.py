@@ -22,7 +22,7 @@ from scripts.stack import Stack
 from tests import failpoints
 from tests.deadline import eventually
 from tests.e2e import leftovers
-from tests.e2e.engines import EXEC, OURS, SHELL
+from tests.e2e.engines import EXEC, OURS, SHARED_KERNEL, SHELL
 from tests.e2e.harness import Container, Node
 from tests.e2e.test_restarts import kill, numbers, reachable
 
@@ -144,6 +144,7 @@ def test_the_gateway_dies_in_every_call_of_a_container(node: Node, point: str) -
     eventually(lambda: reachable(pod), "the pod is ready", timeout=30)
 
 
+@pytest.mark.needs(SHARED_KERNEL)
 def test_the_gateway_dies_while_containers_end(node: Node) -> None:
     pod = node.pod()
     for _ in range(3):

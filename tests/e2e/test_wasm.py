@@ -11,8 +11,8 @@ import pytest
 from kuasar.api.gen.cri.v1.common_pb2 import LinuxContainerResources
 from kuasar.api.gen.cri.v1.container_pb2 import Mount
 from kuasar.cli.cri import CriError, bind
-from tests.e2e.engines import WASM, WasmPrograms
-from tests.e2e.harness import Pod
+from tests.e2e.engines import PLUGINS, WASM, WasmPrograms
+from tests.e2e.harness import Node, Pod
 
 pytestmark = pytest.mark.needs(WASM)
 
@@ -188,6 +188,15 @@ def test_modules_that_cannot_run_are_refused_with_the_reason(pod: Pod, module: s
     with pytest.raises(CriError, match=words):
         pod.run([module])
     assert pod.run_idle("after").running()
+
+
+@pytest.mark.needs(PLUGINS)
+def test_plug_ins_are_chosen_by_annotation(node: Node) -> None:
+    key = "io.kuasar.wasmedge.plugins"
+    assert node.pod("chosen", annotations={key: "wasi_logging"}).run(["/args.wasm"]).wait().exit_code == 0
+    pod = node.pod("unknown", annotations={key: "wasi_nonsense"})
+    with pytest.raises(CriError, match=r"no plug-in wasi_nonsense \(there are: .*wasi_logging"):
+        pod.run(["/args.wasm"])
 
 
 def test_exec_is_refused_with_a_reason(pod: Pod) -> None:
