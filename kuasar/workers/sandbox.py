@@ -156,9 +156,11 @@ class Sandbox:
 
     # -- verbs -----------------------------------------------------------------------------------------------------
 
-    async def create(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Record the sandbox. Nothing is started. Legal once."""
+    async def create(self, body: dict[str, Any], key: str) -> dict[str, Any]:
+        """Record the sandbox. Nothing is started. Legal once; the same request may be repeated."""
         if self.state is not State.NEW:
+            if self._is_done("create", key):
+                return {}
             raise AlreadyExists(f"sandbox {self.id} exists already, it is {self.state.value}")
         pod = PodSpec.from_wire(body["config"])
         self._check_host_access(pod, body["netns"])
@@ -174,6 +176,7 @@ class Sandbox:
             bundle=body["bundle"],
             pod=pod,
             created_at=time.time_ns(),
+            keys={"create": key},
         )
         try:
             self.machine.to(State.CREATED)
@@ -191,8 +194,18 @@ class Sandbox:
                 field="netns_path",
             )
 
-    async def start(self, deadline: float | None) -> dict[str, Any]:
+    def _is_done(self, verb: str, key: str) -> bool:
+        """Whether a predecessor has carried out this very request, and died before it could answer."""
+        return bool(key) and self.record.keys.get(verb) == key
+
+    def _started(self) -> dict[str, Any]:
+        record = self.record
+        return {"pid": self.backend.pid, "created_at": record.created_at, "phases": record.phases}
+
+    async def start(self, deadline: float | None, key: str) -> dict[str, Any]:
         """Start the machine and bring its agent up. On failure everything is undone and start may be repeated."""
+        if self.state is State.READY and self._is_done("start", key):
+            return self._started()
         self.machine.require(State.CREATED, doing="start")
         record = self.record
         phases = self.phases = Phases()
@@ -204,6 +217,7 @@ class Sandbox:
             await self._starting
             record.started_at = time.time_ns()
             record.phases = phases.laps
+            record.keys["start"] = key
             self.machine.to(State.READY)
         except BaseException as exc:
             log.error("the start failed", phases=phases, error=repr(exc))
@@ -218,7 +232,7 @@ class Sandbox:
         self.link.keep(True)
         self._watcher = self.loop.spawn(self._watch(), "watch")
         log.info("started", pid=self.backend.pid, phases=phases)
-        return {"pid": self.backend.pid, "created_at": record.created_at, "phases": phases.laps}
+        return self._started()
 
     def _start_error(self, exc: BaseException) -> BaseException:
         if isinstance(exc, Cancelled):

@@ -76,6 +76,11 @@ class Rig:
         self.router.on_hello = self.hellos.put_nowait
         self.router.on_event = lambda sandbox, topic, body: self.events.put_nowait((topic, body))
 
+    def rename(self, sandbox: str) -> None:
+        """Go on with another sandbox, after the one before is gone."""
+        self.sandbox = sandbox
+        self.directory = self.root / "state" / "sandboxes" / sandbox
+
     def _start(self, *argv: str) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             process = subprocess.Popen(
@@ -132,6 +137,7 @@ class Rig:
     def bundle(self, container: str, command: str, **spec: Any) -> str:
         """A bundle whose process is a shell with ``command``."""
         bundle = self.root / "bundles" / container
+        shutil.rmtree(bundle, ignore_errors=True)
         rootfs = bundle / "image"
         (rootfs / "bin").mkdir(parents=True)
         for directory in ("proc", "dev", "sys", "etc", "tmp"):
