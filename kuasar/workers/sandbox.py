@@ -130,7 +130,6 @@ class Sandbox:
         if recorded is State.STARTING:
             # The start was not finished; whoever asked for it asks again.
             await self._undo_start()
-            self.machine.to(State.CREATED)
         elif not alive:
             await self._ended(Ended(255, "the machine died while no worker watched it"))
         else:
@@ -224,7 +223,6 @@ class Sandbox:
             error = self._start_error(exc)
             self._bury(f"start: {phases.laps[-1][0] if phases.laps else 'nothing'} was done", Ended(255, str(error)))
             await self._undo_start()
-            self.machine.to(State.CREATED)
             raise error from exc
         finally:
             self._starting = None
@@ -324,9 +322,16 @@ class Sandbox:
         await self.backend.stop(0, None)
 
     async def _undo_start(self) -> None:
+        """Back to CREATED, or where something cannot be freed, to STOPPED: then a shutdown tries again and names it."""
         self.link.close()
-        await self.backend.stop(0, None)
-        await self._release()
+        try:
+            await self.backend.stop(0, None)
+            await self._release()
+        except KuasarError as exc:
+            log.error("a start that failed cannot be undone", error=exc)
+            self._over(Ended(255, f"its start failed and could not be undone: {exc}"))
+        else:
+            self.machine.to(State.CREATED)
 
     async def stop(self, grace: float) -> dict[str, Any]:
         """End the machine: gracefully within ``grace`` seconds, then by force. A start that is under way fails.
@@ -452,6 +457,11 @@ class Sandbox:
         watcher, self._watcher = self._watcher, None
         if watcher is not None and self.state is State.STOPPING:
             watcher.cancel()
+        self._over(ended)
+        await self._release()
+
+    def _over(self, ended: Ended) -> None:
+        """Record the end and tell everyone: what cannot be freed keeps nobody from hearing of it."""
         record = self.record
         record.exit_status, record.reason, record.exited_at = ended.exit_status, ended.reason, time.time_ns()
         self._bury("stopping" if self.state is State.STOPPING else "running", ended)
@@ -460,8 +470,7 @@ class Sandbox:
         self.link.close()
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
-            waiter.set_result(None)  # what cannot be freed keeps nobody from hearing of the end
-        await self._release()
+            waiter.set_result(None)
 
     def _bury(self, phase: str, ended: Ended) -> None:
         """Keep for a day why the machine has ended."""

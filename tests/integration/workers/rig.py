@@ -103,9 +103,13 @@ class Rig:
         keeper.close()
         return process
 
+    def spawn_worker(self) -> subprocess.Popen[bytes]:
+        """A worker that may not come to greet."""
+        return self._start("-m", self.worker_module, "--config", str(self.config), "--sandbox", self.sandbox)
+
     async def start_worker(self) -> tuple[subprocess.Popen[bytes], Hello]:
         """A worker that has greeted."""
-        process = self._start("-m", self.worker_module, "--config", str(self.config), "--sandbox", self.sandbox)
+        process = self.spawn_worker()
         return process, await asyncio.wait_for(self.hellos.get(), SECONDS)
 
     async def until(self, condition: Any, seconds: float = SECONDS) -> None:
