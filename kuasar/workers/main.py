@@ -92,20 +92,20 @@ class Worker:
             if op.startswith("task."):
                 reply = await self._tasks.handle(op, body, request.key, request.deadline)
             else:
-                reply = await self._handle_sandbox(op, body, request.deadline)
+                reply = await self._handle_sandbox(op, body, request.key, request.deadline)
             failpoint("worker.answer")
             return reply
         except (KeyError, TypeError, AttributeError) as exc:
             log.error("malformed request", op=op, error=repr(exc))
             raise InvalidArgument(f"{op}: malformed body: {exc!r}") from exc
 
-    async def _handle_sandbox(self, op: str, body: dict[str, Any], deadline: float | None) -> dict[str, Any]:
+    async def _handle_sandbox(self, op: str, body: dict[str, Any], key: str, deadline: float | None) -> dict[str, Any]:
         sandbox = self._sandbox
         match op:
             case "sandbox.create":
-                return await sandbox.create(body)
+                return await sandbox.create(body, key)
             case "sandbox.start":
-                return await sandbox.start(deadline)
+                return await sandbox.start(deadline, key)
             case "sandbox.stop":
                 return await sandbox.stop(float(body["timeout"]))
             case "sandbox.wait":

@@ -50,6 +50,9 @@ class Record:
     containers: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What was asked for at ``task.create``, by container id, plus ``pid`` and, when it has ended, ``exit_status`` and
     ``exited_at``: enough to answer for them when the machine is gone."""
+    keys: dict[str, str] = field(default_factory=dict)
+    """Of the requests ``create`` and ``start`` that have been carried out: repeated to a successor because the worker
+    died before its answer, they are answered and do nothing twice."""
     phases: list[tuple[str, float]] = field(default_factory=list)
     """(phase, milliseconds) of the start."""
 

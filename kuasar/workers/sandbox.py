@@ -130,7 +130,6 @@ class Sandbox:
         if recorded is State.STARTING:
             # The start was not finished; whoever asked for it asks again.
             await self._undo_start()
-            self.machine.to(State.CREATED)
         elif not alive:
             await self._ended(Ended(255, "the machine died while no worker watched it"))
         else:
@@ -156,9 +155,11 @@ class Sandbox:
 
     # -- verbs -----------------------------------------------------------------------------------------------------
 
-    async def create(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Record the sandbox. Nothing is started. Legal once."""
+    async def create(self, body: dict[str, Any], key: str) -> dict[str, Any]:
+        """Record the sandbox. Nothing is started. Legal once; the same request may be repeated."""
         if self.state is not State.NEW:
+            if self._is_done("create", key):
+                return {}
             raise AlreadyExists(f"sandbox {self.id} exists already, it is {self.state.value}")
         pod = PodSpec.from_wire(body["config"])
         self._check_host_access(pod, body["netns"])
@@ -174,6 +175,7 @@ class Sandbox:
             bundle=body["bundle"],
             pod=pod,
             created_at=time.time_ns(),
+            keys={"create": key},
         )
         try:
             self.machine.to(State.CREATED)
@@ -191,8 +193,18 @@ class Sandbox:
                 field="netns_path",
             )
 
-    async def start(self, deadline: float | None) -> dict[str, Any]:
+    def _is_done(self, verb: str, key: str) -> bool:
+        """Whether a predecessor has carried out this very request, and died before it could answer."""
+        return bool(key) and self.record.keys.get(verb) == key
+
+    def _started(self) -> dict[str, Any]:
+        record = self.record
+        return {"pid": self.backend.pid, "created_at": record.created_at, "phases": record.phases}
+
+    async def start(self, deadline: float | None, key: str) -> dict[str, Any]:
         """Start the machine and bring its agent up. On failure everything is undone and start may be repeated."""
+        if self.state is State.READY and self._is_done("start", key):
+            return self._started()
         self.machine.require(State.CREATED, doing="start")
         record = self.record
         phases = self.phases = Phases()
@@ -204,13 +216,13 @@ class Sandbox:
             await self._starting
             record.started_at = time.time_ns()
             record.phases = phases.laps
+            record.keys["start"] = key
             self.machine.to(State.READY)
         except BaseException as exc:
             log.error("the start failed", phases=phases, error=repr(exc))
             error = self._start_error(exc)
             self._bury(f"start: {phases.laps[-1][0] if phases.laps else 'nothing'} was done", Ended(255, str(error)))
             await self._undo_start()
-            self.machine.to(State.CREATED)
             raise error from exc
         finally:
             self._starting = None
@@ -218,7 +230,7 @@ class Sandbox:
         self.link.keep(True)
         self._watcher = self.loop.spawn(self._watch(), "watch")
         log.info("started", pid=self.backend.pid, phases=phases)
-        return {"pid": self.backend.pid, "created_at": record.created_at, "phases": phases.laps}
+        return self._started()
 
     def _start_error(self, exc: BaseException) -> BaseException:
         if isinstance(exc, Cancelled):
@@ -310,9 +322,16 @@ class Sandbox:
         await self.backend.stop(0, None)
 
     async def _undo_start(self) -> None:
+        """Back to CREATED, or where something cannot be freed, to STOPPED: then a shutdown tries again and names it."""
         self.link.close()
-        await self.backend.stop(0, None)
-        await self._release()
+        try:
+            await self.backend.stop(0, None)
+            await self._release()
+        except KuasarError as exc:
+            log.error("a start that failed cannot be undone", error=exc)
+            self._over(Ended(255, f"its start failed and could not be undone: {exc}"))
+        else:
+            self.machine.to(State.CREATED)
 
     async def stop(self, grace: float) -> dict[str, Any]:
         """End the machine: gracefully within ``grace`` seconds, then by force. A start that is under way fails.
@@ -438,6 +457,11 @@ class Sandbox:
         watcher, self._watcher = self._watcher, None
         if watcher is not None and self.state is State.STOPPING:
             watcher.cancel()
+        self._over(ended)
+        await self._release()
+
+    def _over(self, ended: Ended) -> None:
+        """Record the end and tell everyone: what cannot be freed keeps nobody from hearing of it."""
         record = self.record
         record.exit_status, record.reason, record.exited_at = ended.exit_status, ended.reason, time.time_ns()
         self._bury("stopping" if self.state is State.STOPPING else "running", ended)
@@ -446,8 +470,7 @@ class Sandbox:
         self.link.close()
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
-            waiter.set_result(None)  # what cannot be freed keeps nobody from hearing of the end
-        await self._release()
+            waiter.set_result(None)
 
     def _bury(self, phase: str, ended: Ended) -> None:
         """Keep for a day why the machine has ended."""

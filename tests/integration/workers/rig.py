@@ -76,6 +76,11 @@ class Rig:
         self.router.on_hello = self.hellos.put_nowait
         self.router.on_event = lambda sandbox, topic, body: self.events.put_nowait((topic, body))
 
+    def rename(self, sandbox: str) -> None:
+        """Go on with another sandbox, after the one before is gone."""
+        self.sandbox = sandbox
+        self.directory = self.root / "state" / "sandboxes" / sandbox
+
     def _start(self, *argv: str) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             process = subprocess.Popen(
@@ -98,9 +103,13 @@ class Rig:
         keeper.close()
         return process
 
+    def spawn_worker(self) -> subprocess.Popen[bytes]:
+        """A worker that may not come to greet."""
+        return self._start("-m", self.worker_module, "--config", str(self.config), "--sandbox", self.sandbox)
+
     async def start_worker(self) -> tuple[subprocess.Popen[bytes], Hello]:
         """A worker that has greeted."""
-        process = self._start("-m", self.worker_module, "--config", str(self.config), "--sandbox", self.sandbox)
+        process = self.spawn_worker()
         return process, await asyncio.wait_for(self.hellos.get(), SECONDS)
 
     async def until(self, condition: Any, seconds: float = SECONDS) -> None:
@@ -132,6 +141,7 @@ class Rig:
     def bundle(self, container: str, command: str, **spec: Any) -> str:
         """A bundle whose process is a shell with ``command``."""
         bundle = self.root / "bundles" / container
+        shutil.rmtree(bundle, ignore_errors=True)
         rootfs = bundle / "image"
         (rootfs / "bin").mkdir(parents=True)
         for directory in ("proc", "dev", "sys", "etc", "tmp"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 
@@ -160,5 +162,35 @@ def test_the_zygote_fails(step: str, action: str) -> None:
                 await r.call("sandbox.start")
             assert r.hits(step) == 1
             await usable(r)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("op", ["sandbox.create", "sandbox.start", "sandbox.stop", "sandbox.shutdown"])
+def test_the_worker_dies_before_it_answers(op: str) -> None:
+    """The successor answers: what was done is done once, and is no error when the request comes again."""
+
+    async def scenario() -> None:
+        async with rig() as r:
+            await r.start_zygote()
+            worker, _ = await r.start_worker()
+            steps: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
+                "sandbox.create": r.create,
+                "sandbox.start": lambda: r.call("sandbox.start"),
+                "sandbox.stop": lambda: r.call("sandbox.stop", timeout=5.0),
+                "sandbox.shutdown": lambda: r.call("sandbox.shutdown"),
+            }
+            for name, step in steps.items():
+                if name == op:
+                    r.arm("worker.answer", "kill times=1")
+                    asking = asyncio.create_task(step())
+                    await r.until(lambda: worker.poll() is not None)
+                    await r.start_worker()
+                    await asking
+                    assert r.hits("worker.answer") == 2
+                else:
+                    await step()
+            await r.nothing_held()
+            assert not r.directory.exists()
 
     run(scenario())
