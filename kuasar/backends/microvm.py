@@ -143,9 +143,16 @@ class MicroVm(Backend):
             self._make_share().open(spec.cgroup, spec.log_path)
             self.host.lap("share")
         self._plugged = False
-        if await self.boot(spec, limit):
+        if await self._boot(spec, limit):
             await self._plug(spec, limit)  # the guest finds them while its agent wakes up
         self._watch_console(spec.console_path)
+
+    async def _boot(self, spec: MachineSpec, deadline: float) -> bool:
+        """As :meth:`boot`; what the VMM itself has said is in the error."""
+        try:
+            return await self.boot(spec, deadline)
+        except Unavailable as exc:
+            raise BackendFailed(f"the machine could not be started: {exc}; {self._last_words()}") from exc
 
     async def _plug(self, spec: MachineSpec, deadline: float) -> None:
         """What every pod of this kind needs; harmless to repeat."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,8 @@ def test_a_fork_bomb_stays_in_its_machine(node: Node) -> None:
 def test_a_panic_of_the_guest_is_told(node: Node) -> None:
     pod = node.pod(privileged=True)
     container = pod.run_idle(privileged=True)
-    with pytest.raises(CriError):
-        container.exec("sh", "-c", "echo c > /proc/sysrq-trigger; sleep 60", timeout=60)
+    with suppress(CriError):  # or it is told that the command was killed, whichever comes first
+        assert container.exec("sh", "-c", "echo c > /proc/sysrq-trigger; sleep 60", timeout=60).exit_code == 137
     eventually(lambda: not pod.ready, "the pod is not ready any more")
     assert "Kernel panic" in info(pod)["reason"]
     assert container.wait().exit_code == 137

@@ -23,7 +23,7 @@ from kuasar.core import log
 from kuasar.core.aio import Future, Loop
 from kuasar.core.errors import BackendFailed, Unavailable
 
-_CONNECT_SECONDS = 20.0
+_CONNECT_SECONDS = 10.0
 _COMMAND_SECONDS = 30.0
 
 
