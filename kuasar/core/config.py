@@ -14,7 +14,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from kuasar.core.engines import BACKEND_MODULES
+from kuasar.core.engines import BACKEND_MODULES, GVISOR_PLATFORMS
 from kuasar.core.errors import InvalidArgument, KuasarError
 
 DEFAULT_PATH = "/etc/kuasar/kuasar.toml"
@@ -311,6 +311,10 @@ def _check_meaning(config: Config, problems: list[str]) -> None:
         kind = engine.kind or name
         if kind not in BACKEND_MODULES:
             problems.append(f"engines.{name}.kind: {kind!r} is none of {', '.join(sorted(BACKEND_MODULES))}")
+        if engine.platform not in ("", *GVISOR_PLATFORMS):
+            problems.append(f"engines.{name}.platform: {engine.platform!r} is none of {', '.join(GVISOR_PLATFORMS)}")
+        if engine.plugin_dir and not os.path.isabs(engine.plugin_dir):
+            problems.append(f"engines.{name}.plugin_dir: {engine.plugin_dir!r} is not an absolute path")
         _check_machine(f"engines.{name}", engine, problems)
     for name, sandboxer in config.sandboxers.items():
         if sandboxer.engine not in config.engines:

@@ -11,3 +11,6 @@ BACKEND_MODULES: dict[str, str] = {
     "wasmedge": "kuasar.backends.wasmedge",
     "wasmtime": "kuasar.backends.wasmtime",
 }
+
+GVISOR_PLATFORMS = ("systrap", "ptrace")
+"""How runsc may intercept system calls, best first."""

@@ -34,10 +34,11 @@ from kuasar.agent.drivers.base import (
 )
 from kuasar.agent.drivers.runtime import NO_STREAMS, read_pid, write_json
 from kuasar.agent.drivers.sentry.control import container_stats
-from kuasar.agent.drivers.sentry.kernel import ID, PLATFORMS, SANDBOX, TYPE, Sentry
+from kuasar.agent.drivers.sentry.kernel import ID, SANDBOX, TYPE, Sentry
 from kuasar.agent.drivers.sentry.limits import together
 from kuasar.core import cgroup, log
 from kuasar.core.aio import Future, Lock
+from kuasar.core.engines import GVISOR_PLATFORMS
 from kuasar.core.errors import BackendFailed, InvalidArgument, KuasarError, NotFound, Unimplemented, WrongState, wrap
 from kuasar.core.spawn import Exit
 
@@ -47,8 +48,8 @@ _KILLED = Exit(0, signal.SIGKILL)
 def make(context: Context, options: Mapping[str, Any]) -> Driver:
     """The driver; ``options`` has ``cache_dir`` and may have ``binary`` and ``platform``."""
     platform = require_text(options, "platform", default="")
-    if platform and platform not in PLATFORMS:
-        words = f"options.platform: {platform!r} is none of {', '.join(PLATFORMS)}"
+    if platform and platform not in GVISOR_PLATFORMS:
+        words = f"options.platform: {platform!r} is none of {', '.join(GVISOR_PLATFORMS)}"
         raise InvalidArgument(words, field="options.platform")
     record = f"{require_text(options, 'cache_dir')}/platform.json"
     return GvisorDriver(context, Sentry(context, require_text(options, "binary", default="runsc"), platform, record))

@@ -194,9 +194,10 @@ def test_plugins(agent: Agent, rootfs: str) -> None:
 
 
 def test_exec_says_what_to_do_instead(agent: Agent, rootfs: str) -> None:
-    agent.create(rootfs, spec("/args.wasm"))
+    container = agent.create(rootfs, spec("/args.wasm"))
     with pytest.raises(Unimplemented, match="WebAssembly") as refused:
         agent.call("exec", "c1")
+    assert container.run()[0] == 0
     assert refused.value.data["engine"] == "wasmedge"
 
 

@@ -63,6 +63,8 @@ def test_all_problems_at_once_with_file_and_key(tmp_path: Path) -> None:
         ("[gateway]\nmax_message_bytes = 10", "gateway.max_message_bytes"),
         ("[gateway]\nmax_requests_in_flight = 0", "gateway.max_requests_in_flight"),
         ('[engines.x]\nkind = "warp"', "engines.x.kind: 'warp' is none of"),
+        ('[engines.gvisor]\nplatform = "kvm"', "engines.gvisor.platform: 'kvm' is none of systrap, ptrace"),
+        ('[engines.wasmedge]\nplugin_dir = "x"', "engines.wasmedge.plugin_dir: 'x' is not an absolute path"),
         ('[sandboxers.x]\nengine = "nowhere"', "sandboxers.x.engine: no \\[engines.nowhere\\]"),
         ("[supervisor]\npreload = [1]", "supervisor.preload: a list of strings"),
         ("x = ", "not valid TOML"),

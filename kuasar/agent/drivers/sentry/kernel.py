@@ -23,13 +23,13 @@ from kuasar.agent.drivers.sentry.pause import pause_program
 from kuasar.agent.files import remove_tree
 from kuasar.core import cgroup, log
 from kuasar.core.aio import Future, Lock
+from kuasar.core.engines import GVISOR_PLATFORMS
 from kuasar.core.errors import BackendFailed, KuasarError, Unavailable, wrap
 from kuasar.core.spawn import PATH, Exit
 
 ID = "pod"
 """The name of our container, and so of the sandbox, in runsc's books."""
 TYPE, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
-PLATFORMS = ("systrap", "ptrace")
 _PROBE_SECONDS = 10.0
 _HINT = "name it with `binary` of the engine in kuasar.toml"
 _HIDDEN = "/proc/sys/net/core"
@@ -39,7 +39,7 @@ class Sentry:
     """The kernel of this sandbox; ``runtime`` is how to talk to it once :meth:`require` has succeeded."""
 
     def __init__(self, context: Context, binary: str, platform: str, record: str) -> None:
-        """``platform``: one of ``PLATFORMS``, or empty: the first that works, which the file ``record`` remembers."""
+        """``platform``: how system calls are intercepted; empty: the first way that works. ``record``: its file."""
         self._context = context
         self._binary = binary
         self._platform = platform
@@ -223,9 +223,9 @@ def _known_first(record: str, binary: str) -> list[str]:
     """All platforms, with the one first that has worked on this host."""
     with suppress(OSError, ValueError, KeyError, TypeError), open(record, encoding="utf-8") as file:
         known = json.load(file)
-        if known["identity"] == _identity(binary) and known["platform"] in PLATFORMS:
-            return sorted(PLATFORMS, key=lambda platform: platform != known["platform"])
-    return list(PLATFORMS)
+        if known["identity"] == _identity(binary) and known["platform"] in GVISOR_PLATFORMS:
+            return sorted(GVISOR_PLATFORMS, key=lambda platform: platform != known["platform"])
+    return list(GVISOR_PLATFORMS)
 
 
 def _remember(record: str, binary: str, platform: str) -> None:
