@@ -15,7 +15,7 @@ PYTEST := $(V)/python -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run start stop status guest test test-unit test-integration test-e2e check format bench proto install clean
+.PHONY: help run start stop status guest test test-unit test-integration test-e2e check format bench proto install clean template
 
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,7 +41,7 @@ test: install ## all tests: unit, integration, end to end with containerd
 test-unit: $(VENV) ## what needs neither root nor containerd
 	@$(PYTEST) tests/unit
 
-test-integration: $(SYSTEM) $(VENV) $(ENGINES) ## real processes, sockets and namespaces (root)
+test-integration: $(SYSTEM) $(VENV) $(ENGINES) template ## real processes, sockets and namespaces (root)
 	@$(PYTEST) tests/integration
 
 test-e2e: install ## pods through the real containerd (root); ENGINE=name for one engine
@@ -63,7 +63,10 @@ bench: install ## measure our handlers and containerd's own shim; results in ben
 proto: $(VENV) ## generate the stubs from kuasar/api/protos
 	@$(V)/python scripts/gen_proto.py
 
-install: $(SYSTEM) $(VENV) $(CONTAINERD_DEB) $(ENGINES) guest ## Debian packages, .venv, containerd, WasmEdge, gVisor and the guest image
+template: $(VENV) guest ## the template of virtual machines, if there is none for this guest image yet
+	@$(V)/python -m scripts.template
+
+install: $(SYSTEM) $(VENV) $(CONTAINERD_DEB) $(ENGINES) template ## Debian packages, .venv, containerd, WasmEdge, gVisor, guest image and template
 
 clean: ## stop the stack and remove .venv, .kuasar and all caches
 	@if [ -e $(VENV) ]; then $(V)/python -m scripts.stack stop || true; fi
