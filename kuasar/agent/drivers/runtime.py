@@ -107,8 +107,7 @@ class Runtime:
             end = await self._loop.wait_for(ended, deadline, what)
         except BaseException:
             if not ended.done:
-                with suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)  # not reaped yet, so the group is still this child's
+                _kill_with_descendants(pid)  # not reaped yet, so the number is still this child's
             raise
         finally:
             words = last_error(log_file)
@@ -120,6 +119,20 @@ class Runtime:
     def command(self, log_file: str) -> list[str]:
         """The words before a verb."""
         return [self.binary, "--root", self.root, "--log", log_file, "--log-format", "json", *self.flags]
+
+
+def _kill_with_descendants(pid: int) -> None:
+    """SIGKILL to the program and to what it was making: that has left its process group, and does not always end by
+    itself (crun's half-made processes spin for ever)."""
+    family = [pid]
+    for member in family:  # grows while it is walked
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for task in os.listdir(f"/proc/{member}/task"):
+                with open(f"/proc/{member}/task/{task}/children", encoding="ascii") as file:
+                    family += map(int, file.read().split())
+    for member in family:
+        with suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
 
 
 @contextmanager
