@@ -197,6 +197,14 @@ class Sandbox:
         """Whether a predecessor has carried out this very request, and died before it could answer."""
         return bool(key) and self.record.keys.get(verb) == key
 
+    def forget_answers(self, keys: list[str]) -> None:
+        """These answers have arrived for good: the same request is another one from now on."""
+        self.link.forget_answers(keys)
+        record = self.directory.record
+        if record is not None and any(key in keys for key in record.keys.values()):
+            record.keys = {verb: key for verb, key in record.keys.items() if key not in keys}
+            self.directory.save_if_possible()
+
     def _started(self) -> dict[str, Any]:
         record = self.record
         return {"pid": self.backend.pid, "created_at": record.created_at, "phases": record.phases}
