@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from kuasar.core.errors import KuasarError, WrongState
-from tests.integration.workers.rig import Rig, rig, run
+from tests.integration.workers.rig import CHECKOUT, Rig, rig, run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces and cgroups need root")
 
+NEEDS_RUNSC = pytest.mark.skipif(
+    not (CHECKOUT / ".kuasar/runsc/usr/bin/runsc").exists(), reason="runsc is not here: make install"
+)
 STEPS = (
     "start.files",
     "record.cgroup",
@@ -39,7 +42,7 @@ async def usable(r: Rig) -> None:
     assert not r.directory.exists()
 
 
-@pytest.mark.parametrize("engine", ["runc", "wasmtime"])
+@pytest.mark.parametrize("engine", ["runc", "wasmtime", pytest.param("gvisor", marks=NEEDS_RUNSC)])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_fails(step: str, engine: str) -> None:
     async def scenario() -> None:
