@@ -472,7 +472,8 @@ class Sandbox:
         """Record the end and tell everyone: what cannot be freed keeps nobody from hearing of it."""
         record = self.record
         record.exit_status, record.reason, record.exited_at = ended.exit_status, ended.reason, time.time_ns()
-        self._bury("stopping" if self.state is State.STOPPING else "running", ended)
+        phases = {State.STOPPING: "stopping", State.STARTING: "start: it could not be undone"}
+        self._bury(phases.get(self.state, "running"), ended)
         self.machine.to(State.STOPPED)
         self.on_ended(ended)
         self.link.close()
