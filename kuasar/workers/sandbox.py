@@ -384,6 +384,11 @@ class Sandbox:
             if self.state is State.CREATED:
                 self.machine.to(State.STOPPED)
             await self._release()
+        elif self.directory.is_damaged:
+            # What the lost record named may still be there: the directory is how the reconciler finds it.
+            log.warning("the record is lost, the reconciler frees what there is")
+            self.machine.to(State.GONE)
+            return {}
         self.directory.remove()
         failpoint("worker.removed")
         for path in (f"{self._config.sandbox_log_dir}/{self.id}.agent.log", self.console_path):

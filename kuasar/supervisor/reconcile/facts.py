@@ -28,16 +28,17 @@ _MOST_TITLE_CHARS = 100
 
 def look(config: Config, supervisord: SupervisorClient, keeper: Keeper) -> Facts:
     """All facts of one state directory. Records are looked for first and last: a sandbox that is being made or removed
-    meanwhile is no orphan."""
+    meanwhile is no orphan. Processes and logs count only for ids that have a directory here: another stack may share
+    the log directory, and the directory of a sandbox is the last thing of it to go."""
     before = _directories(config)
     facts = Facts(
         directories=before,
         strangers=tuple(name for name in _listed(config.sandboxes_dir) if not _is_id(name)),
         workers=_workers(supervisord),
-        processes=tuple(_processes(config)),
+        processes=tuple(process for process in _processes(config) if process.sandbox in before),
         mounts=tuple(_mounts(config)),
         kept=tuple(_kept(keeper)),
-        logs=tuple(_logs(config)),
+        logs=tuple(entry for entry in _logs(config) if entry[0] in before),
         lost=frozenset(name.removesuffix(".msgpack") for name in _listed(damaged_dir(config))),
         half_made=tuple(_half_made(config)),
     )
