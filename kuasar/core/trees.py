@@ -21,7 +21,9 @@ def mounts_below(top: str) -> list[str]:
     found = []
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
-            path = _OCTAL.sub(lambda match: chr(int(match[1], 8)), line.split(" ", 5)[4])
+            path = line.split(" ", 5)[4]
+            if "\\" in path:
+                path = _OCTAL.sub(lambda match: chr(int(match[1], 8)), path)
             if path == top or path.startswith(f"{top}/"):
                 found.append(path)
     return found[::-1]

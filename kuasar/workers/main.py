@@ -46,7 +46,7 @@ class Worker:
         self._sandbox = Sandbox(loop, self._children, config, sandbox_id)
         self._generation = self._sandbox.directory.next_generation()
         self._bus = BusDealer(loop, config.bus_address, sandbox_id, self._hello, self._handle)
-        self._bus.on_acked = self._sandbox.link.forget_answers
+        self._bus.on_acked = self._sandbox.forget_answers
         self._bus.on_outdated = lambda: self._finished.set_result(EXIT_OUTDATED)
         self._tasks = Tasks(self._sandbox, self._bus.publish, Keeper(config.supervisor.keeper))
 
@@ -82,7 +82,11 @@ class Worker:
     def _give_up_if_unused(self) -> None:
         if self._sandbox.state is State.NEW:
             log.warning("nobody has created a sandbox in this worker, leaving")
-            self._sandbox.directory.remove()
+            try:
+                if not self._sandbox.directory.is_damaged:  # the reconciler sets that aside, and frees the rest
+                    self._sandbox.directory.remove()
+            except KuasarError as exc:
+                log.error("the directory stays for the reconciler", error=exc)
             self._finished.set_result(EXIT_GONE)
 
     async def _handle(self, request: Request) -> dict[str, Any]:

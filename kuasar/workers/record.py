@@ -51,8 +51,8 @@ class Record:
     """What was asked for at ``task.create``, by container id, plus ``pid`` and, when it has ended, ``exit_status`` and
     ``exited_at``: enough to answer for them when the machine is gone."""
     keys: dict[str, str] = field(default_factory=dict)
-    """Of the requests ``create`` and ``start`` that have been carried out: repeated to a successor because the worker
-    died before its answer, they are answered and do nothing twice."""
+    """Of the requests ``create`` and ``start`` that have been carried out and whose answer nobody has acknowledged yet:
+    repeated to a successor because the worker died before it answered, they do nothing twice."""
     phases: list[tuple[str, float]] = field(default_factory=list)
     """(phase, milliseconds) of the start."""
 
@@ -137,6 +137,11 @@ class SandboxDirectory:
         if (kind, name) in self.record.holdings:
             self.record.holdings.remove((kind, name))
             self.save_if_possible()
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether a record was set aside here."""
+        return os.path.exists(f"{self.path}/{FILE}.damaged")
 
     def remove(self) -> None:
         """Delete the directory and all in it; harmless when it is gone. Raises :class:`BackendFailed` naming what is

@@ -197,6 +197,14 @@ class Sandbox:
         """Whether a predecessor has carried out this very request, and died before it could answer."""
         return bool(key) and self.record.keys.get(verb) == key
 
+    def forget_answers(self, keys: list[str]) -> None:
+        """These answers have arrived for good: the same request is another one from now on."""
+        self.link.forget_answers(keys)
+        record = self.directory.record
+        if record is not None and any(key in keys for key in record.keys.values()):
+            record.keys = {verb: key for verb, key in record.keys.items() if key not in keys}
+            self.directory.save_if_possible()
+
     def _started(self) -> dict[str, Any]:
         record = self.record
         return {"pid": self.backend.pid, "created_at": record.created_at, "phases": record.phases}
@@ -376,6 +384,11 @@ class Sandbox:
             if self.state is State.CREATED:
                 self.machine.to(State.STOPPED)
             await self._release()
+        elif self.directory.is_damaged:
+            # What the lost record named may still be there: the directory is how the reconciler finds it.
+            log.warning("the record is lost, the reconciler frees what there is")
+            self.machine.to(State.GONE)
+            return {}
         self.directory.remove()
         failpoint("worker.removed")
         for path in (f"{self._config.sandbox_log_dir}/{self.id}.agent.log", self.console_path):
@@ -464,7 +477,8 @@ class Sandbox:
         """Record the end and tell everyone: what cannot be freed keeps nobody from hearing of it."""
         record = self.record
         record.exit_status, record.reason, record.exited_at = ended.exit_status, ended.reason, time.time_ns()
-        self._bury("stopping" if self.state is State.STOPPING else "running", ended)
+        phases = {State.STOPPING: "stopping", State.STARTING: "start: it could not be undone"}
+        self._bury(phases.get(self.state, "running"), ended)
         self.machine.to(State.STOPPED)
         self.on_ended(ended)
         self.link.close()

@@ -24,6 +24,7 @@ from kuasar.core.process import open_process, send_signal
 from kuasar.core.tombstones import Tombstone, bury, last_lines
 from kuasar.supervisor.client import SupervisorClient
 from kuasar.supervisor.keeper_client import Keeper
+from kuasar.supervisor.reconcile.facts import damaged_dir
 from kuasar.supervisor.reconcile.plan import Action
 from kuasar.supervisor.records import record_path
 
@@ -148,7 +149,7 @@ class Reconciler:
 
     def _set_aside(self, action: Action) -> None:
         """Where it can be looked at when everything else of the sandbox is gone; the oldest go when there are many."""
-        aside = f"{self._config.state_dir}/damaged"
+        aside = damaged_dir(self._config)
         os.makedirs(aside, mode=0o700, exist_ok=True)
         kept = sorted(os.listdir(aside), key=lambda name: os.stat(f"{aside}/{name}").st_mtime)
         for name in kept[: max(0, len(kept) - _MOST_DAMAGED + 1)]:

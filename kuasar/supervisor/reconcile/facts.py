@@ -28,21 +28,32 @@ _MOST_TITLE_CHARS = 100
 
 def look(config: Config, supervisord: SupervisorClient, keeper: Keeper) -> Facts:
     """All facts of one state directory. Records are looked for first and last: a sandbox that is being made or removed
-    meanwhile is no orphan."""
+    meanwhile is no orphan. Processes and logs count only for ids that have a directory here: another stack may share
+    the log directory, and the directory of a sandbox is the last thing of it to go."""
     before = _directories(config)
     facts = Facts(
         directories=before,
         strangers=tuple(name for name in _listed(config.sandboxes_dir) if not _is_id(name)),
         workers=_workers(supervisord),
-        processes=tuple(_processes(config)),
+        processes=tuple(process for process in _processes(config) if process.sandbox in before),
         mounts=tuple(_mounts(config)),
         kept=tuple(_kept(keeper)),
-        logs=tuple(_logs(config)),
+        logs=tuple(entry for entry in _logs(config) if entry[0] in before),
+        lost=frozenset(name.removesuffix(".msgpack") for name in _listed(damaged_dir(config))),
         half_made=tuple(_half_made(config)),
     )
     facts = replace(facts, directories=_merged(before, _directories(config)))
     # Looking through all cgroups of a node takes a while; mostly there is nobody to look for.
-    return replace(facts, cgroups=tuple(_cgroups(facts.orphans)))
+    orphans = facts.orphans
+    if not orphans:
+        return facts
+    found = {*_cgroups(orphans), *_cgroups_of_containers([each for each in facts.processes if each.sandbox in orphans])}
+    return replace(facts, cgroups=tuple(sorted(found)))
+
+
+def damaged_dir(config: Config) -> str:
+    """Where records that cannot be read are kept."""
+    return f"{config.state_dir}/damaged"
 
 
 def _listed(directory: str) -> list[str]:
@@ -109,8 +120,6 @@ def _title(pid: str) -> str:
 
 def _cgroups(orphans: frozenset[str]) -> Iterator[tuple[str, str]]:
     """Those named after a sandbox: ``kuasar-<id>``, and ``<id>-<container>`` where CRI gave none."""
-    if not orphans:
-        return
     found: set[tuple[str, str]] = set()
     for root in cgroup.current().roots():
         for directory, folders, _ in os.walk(root):
@@ -128,6 +137,38 @@ def _owner_of_cgroup(parent: str, name: str, orphans: Iterable[str]) -> str:
     if parent == "/kuasar":
         return next((each for each in orphans if name.startswith(f"{each}-")), "")
     return ""
+
+
+def _cgroups_of_containers(processes: Iterable[Process]) -> Iterator[tuple[str, str]]:
+    """CRI names a container's cgroup, so that its name says nothing; but all in it descend from the sandbox's agent."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with suppress(OSError, ValueError):
+                children.setdefault(_parent_of(entry), []).append(int(entry))
+    for process in processes:
+        family = [process.pid]
+        for pid in family:  # grows while it is walked
+            family += children.get(pid, [])
+        for path in {path for pid in family[1:] if (path := _cgroup_of(pid))}:
+            if set(cgroup.procs(path)) <= set(family[1:]):
+                yield process.sandbox, path
+
+
+def _parent_of(pid: str) -> int:
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[1])
+
+
+def _cgroup_of(pid: int) -> str:
+    """The path in the hierarchy that counts; empty for the root, or when the process is gone."""
+    paths: dict[str, str] = {}
+    with suppress(OSError), open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            _, controllers, path = line.rstrip("\n").split(":", 2)
+            paths |= dict.fromkeys(controllers.split(","), path)
+    path = next((paths[name] for name in ("pids", "freezer", "memory", "") if name in paths), "")
+    return "" if path == "/" else path
 
 
 def _mounts(config: Config) -> Iterator[tuple[str, str]]:

@@ -45,6 +45,8 @@ class Facts:
     """(sandbox, name of an entry of the keeper)."""
     logs: tuple[tuple[str, str], ...] = ()
     """(sandbox, path of a log of its machine)."""
+    lost: frozenset[str] = frozenset()
+    """Sandboxes whose record was set aside earlier."""
     half_made: tuple[str, ...] = ()
     """Directories of templates that nobody is making any more."""
 
@@ -102,7 +104,8 @@ def _steps(facts: Facts) -> Iterator[Action]:
 def _free(facts: Facts, sandbox: str) -> Iterator[Action]:
     """Everything of a sandbox that nobody answers for; users before what they use, its directory last."""
     known = facts.directories.get(sandbox)
-    why = "its record is lost" if known and known.damaged else "it has neither a record nor a worker"
+    lost = sandbox in facts.lost or (known is not None and bool(known.damaged))
+    why = "its record is lost" if lost else "it has neither a record nor a worker"
     for process in facts.processes:
         if process.sandbox == sandbox:
             yield Action("kill", sandbox, str(process.pid), f"{why}: {process.title}", process.started)

@@ -159,6 +159,7 @@ class Stack:
             f"[supervisor]\nlog_max_bytes = {LOG_BYTES}\n"
             f'socket = "{directory}/s/sup.sock"\nzygote = "{directory}/s/zyg.sock"\n'
             f'keeper = "{directory}/s/keep.sock"\n'
+            "[debug]\nfailpoints = true\n"
         )
         self.config: Config = load(toml)
         render.prepare(self.config)

@@ -154,6 +154,17 @@ def test_what_has_a_worker_is_left_alone(stack: Stack, command: Command) -> None
         assert left.is_whole()
 
 
+def test_what_has_no_directory_here_may_be_another_stacks(stack: Stack, command: Command) -> None:
+    log = Path(stack.config.sandbox_log_dir, "other.agent.log")
+    with log.open("ab") as output, subprocess.Popen(["sleep", "1000"], stdout=output) as process:
+        try:
+            assert command() == []
+            assert process.poll() is None
+            assert log.exists()
+        finally:
+            process.kill()
+
+
 def test_a_damaged_record_is_set_aside_and_everything_freed(stack: Stack, command: Command) -> None:
     with orphan(stack, "o1") as left:
         stack.add("o1")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kuasar.core.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable, WrongState
+from tests import failpoints
 from tests.integration.supervisor.stack import LOG_BYTES, Peer, Stack, wait_pidfd
 
 
@@ -258,3 +259,15 @@ def test_no_worker_is_started_for_which_supervisord_has_no_descriptors(stack: St
     assert stack.control.next("s1").pid != worker.pid
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
     stack.add("s2")
+
+
+@pytest.mark.parametrize("point", ["plugin.request", "plugin.added"])
+def test_supervisord_dies_while_a_worker_is_added(stack: Stack, point: str) -> None:
+    """Whoever asked hears that it is away, asks the next one, and gets one worker."""
+    failpoints.arm(f"{stack.config.state_dir}/failpoints", point, "kill times=1")
+    with pytest.raises(Unavailable):
+        stack.client.add("s1")
+    stack.daemon.wait_end()
+    stack.restart()
+    assert stack.client.add("s1") == stack.client.state("s1")["pid"]
+    assert [state["id"] for state in stack.client.states()] == ["s1"]

@@ -69,6 +69,7 @@ class Rig:
             f'[gateway]\nsocket = "{root}/g"\n[supervisor]\nsocket = "{root}/s"\nzygote = "{root}/z"\n'
             f'keeper = "{root}/k"\n[sandboxers.kuasar-runc]\nengine = "runc"\n'
             "[debug]\nfailpoints = true\n[engines.runc]\n[engines.wasmtime]\n"
+            f'[engines.gvisor]\nbinary = "{CHECKOUT}/.kuasar/runsc/usr/bin/runsc"\n'
             '[engines.broken]\nkind = "runc"\nbinary = "/nonexistent/runc"\n'
             f'[engines.qemu]\nimage = "{CHECKOUT}/.kuasar/guest/image"\ncache_dir = "{CHECKOUT}/.kuasar/qemu"\n'
         )

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
-from kuasar.core.errors import KuasarError
-from tests.integration.workers.rig import Rig, rig, run
+from kuasar.core.errors import KuasarError, WrongState
+from tests.integration.workers.rig import CHECKOUT, Rig, rig, run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces and cgroups need root")
 
+NEEDS_RUNSC = pytest.mark.skipif(
+    not (CHECKOUT / ".kuasar/runsc/usr/bin/runsc").exists(), reason="runsc is not here: make install"
+)
 STEPS = (
     "start.files",
     "record.cgroup",
@@ -39,7 +42,7 @@ async def usable(r: Rig) -> None:
     assert not r.directory.exists()
 
 
-@pytest.mark.parametrize("engine", ["runc", "wasmtime"])
+@pytest.mark.parametrize("engine", ["runc", "wasmtime", pytest.param("gvisor", marks=NEEDS_RUNSC)])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_fails(step: str, engine: str) -> None:
     async def scenario() -> None:
@@ -192,5 +195,22 @@ def test_the_worker_dies_before_it_answers(op: str) -> None:
                     await step()
             await r.nothing_held()
             assert not r.directory.exists()
+
+    run(scenario())
+
+
+def test_an_acknowledged_answer_is_not_given_again() -> None:
+    """Only who has not heard the answer may repeat a request; the same words later are another request."""
+
+    async def scenario() -> None:
+        async with rig() as r:
+            await r.start_zygote()
+            await r.start_worker()
+            await r.create()
+            await r.call("sandbox.start", key="start")
+            await r.until(lambda: r.record()["keys"] == {}, seconds=30.0)
+            with pytest.raises(WrongState):
+                await r.call("sandbox.start", key="start")
+            await usable(r)
 
     run(scenario())

@@ -60,6 +60,11 @@ def test_a_damaged_record_is_set_aside_and_its_worker_retired() -> None:
     assert steps(Facts({"a": damaged})) == [aside, ("remove", "a", "")]
 
 
+def test_a_record_that_was_set_aside_earlier_is_the_reason() -> None:
+    facts = Facts({"a": Directory(False)}, lost=frozenset({"a"}))
+    assert [(action.verb, action.reason) for action in plan(facts)] == [("remove", "its record is lost")]
+
+
 def test_a_sandbox_made_anew_beside_a_damaged_record_lives() -> None:
     both = Directory(True, ("/run/a/sandbox.msgpack.damaged",))
     found = steps(Facts({"a": both}, workers=frozenset({"a"})))
