@@ -54,13 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             if arguments.containerd
             else own_stack(console)
         )
-        named = {who: str(getattr(arguments, who.name)) for who in CONTESTANTS}
-        handlers = {who: handler for who, handler in named.items() if handler}
-        node = stack.enter_context(Node(under_test, handlers))
-        results.facts = _facts(node, plan, handlers)
+        node = stack.enter_context(Node(under_test))
+        wanted = {who: str(getattr(arguments, who.name)) for who in CONTESTANTS}
+        there = {handler.name for handler in node.cri.runtime_status().runtime_handlers}
+        node.handlers = {who: handler for who, handler in wanted.items() if handler in there}
+        missing = [f"{who.name} ({name})" for who, name in wanted.items() if name and who not in node.handlers]
+        results.facts = _facts(node, plan) | ({"left out, no such handler": ", ".join(missing)} if missing else {})
         _run(_sections(node, results, plan), arguments.only, results, console)
     results.facts["took"] = f"{time.monotonic() - started:.0f} s"
     results.facts["load average at the end"] = _load()
+    for who in missing:
+        console.print(f"left out, containerd has no such handler: {who}", style="yellow", highlight=False)
     directory = arguments.output or str(_ROOT / "bench-results" / time.strftime("%Y%m%d-%H%M%S"))
     report.write(results, directory)
     report.show(results, console)
@@ -219,12 +223,12 @@ def _run(sections: Sequence[Section], only: Sequence[str], results: Results, con
                 progress.stop_task(task)
 
 
-def _facts(node: Node, plan: Plan, handlers: dict[Contestant, str]) -> dict[str, str]:
+def _facts(node: Node, plan: Plan) -> dict[str, str]:
     version = node.cri.version()
     return {
         "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "plan": plan.name,
-        "handlers": ", ".join(f"{who.name}={name}" for who, name in handlers.items()),
+        "handlers": ", ".join(f"{who.name}={name}" for who, name in node.handlers.items()),
         "containerd": f"{version.runtime_name} {version.runtime_version}",
         "kernel": platform.release(),
         "python": platform.python_version(),

@@ -51,9 +51,10 @@ class Line:
 class Node:
     """One containerd, the runtime handler behind each name, and the images."""
 
-    def __init__(self, under_test: UnderTest, handlers: dict[Contestant, str]) -> None:
+    def __init__(self, under_test: UnderTest) -> None:
         self.cri = CriClient(under_test.socket, timeout=_PATIENCE)
-        self.handlers = handlers
+        self.handlers: dict[Contestant, str] = {}
+        """Of those who take part."""
         self.under_test = under_test
         self._run = f"{os.getpid()}-{int(time.time())}"
         self._log_root = f"{under_test.log_root}/{LABEL}-{self._run}"
