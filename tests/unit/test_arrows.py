@@ -15,7 +15,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": set(),
     "bus": {"core"},
     "agent": {"core"},
-    "backends": {"core", "agent.client", "agent.kernel", "agent.mounts"},
+    # the driver of an engine that is a program knows how it is started and which versions will do
+    "backends": {
+        "core",
+        "agent.client",
+        "agent.kernel",
+        "agent.mounts",
+        "agent.drivers.wasmedge",
+        "agent.drivers.wasm.native",
+    },
     "supervisor": {"core", "workers.main", "agent.main", "agent.kernel", "gateway.main"},
     "workers": {
         "core",
