@@ -36,7 +36,7 @@ def _codes() -> Iterator[str]:
 
 
 def _commands() -> Iterator[str]:
-    top = click.Context(kuasarctl, info_name="kuasarctl")
+    top = click.Context(kuasarctl, info_name="kuasarctl", **kuasarctl.context_settings)
     yield from _described(kuasarctl, top)
     yield from _below(kuasarctl, top)
 
