@@ -76,12 +76,14 @@ class AdminService:
     async def ListSandboxes(self, request: pb.ListSandboxesRequest, deadline: float) -> pb.ListSandboxesResponse:
         """See admin.proto."""
         restarts, error = await self._restarts()
-        summaries = {summary.id: summary for summary in records.read_all(self._config.sandboxes_dir)}
+        # In a thread: a thousand files are no moment on a busy loop.
+        found = await asyncio.to_thread(records.read_all, self._config.sandboxes_dir)
+        summaries = {summary.id: summary for summary in found}
         for sandbox in self._directory.sandboxes:
             # Between Controller.Create and its first record a sandbox is only ours to know.
             summaries.setdefault(sandbox, Summary(sandbox, "creating"))
-        found = [self._described(summaries[sandbox], restarts) for sandbox in sorted(summaries)]
-        return pb.ListSandboxesResponse(sandboxes=found, supervisord_error=error)
+        described = [self._described(summaries[sandbox], restarts) for sandbox in sorted(summaries)]
+        return pb.ListSandboxesResponse(sandboxes=described, supervisord_error=error)
 
     async def GetSandbox(self, request: pb.GetSandboxRequest, deadline: float) -> pb.GetSandboxResponse:
         """See admin.proto."""

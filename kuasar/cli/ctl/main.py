@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+import importlib
+
 import click
 from click.shell_completion import get_completion_class
 
 from kuasar import __version__
-from kuasar.cli.ctl.commands import endings, host, sandboxes, templates
-from kuasar.cli.ctl.doctor.command import doctor
 from kuasar.cli.ctl.failures import EXIT_CODES
 from kuasar.cli.ctl.node import Node
 from kuasar.cli.ctl.options import CONFIG_VARIABLE, json_option
-from kuasar.cli.ctl.output import data, fields
 from kuasar.core.config import DEFAULT_PATH, ConfigError, load
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {words}" for code, words in EXIT_CODES.items()) + "."
+_COMMANDS = {
+    "doctor": "kuasar.cli.ctl.doctor.command",
+    "engines": "kuasar.cli.ctl.commands.host",
+    "events": "kuasar.cli.ctl.commands.host",
+    "gc": "kuasar.cli.ctl.commands.host",
+    "inspect": "kuasar.cli.ctl.commands.sandboxes",
+    "logs": "kuasar.cli.ctl.commands.endings",
+    "ps": "kuasar.cli.ctl.commands.sandboxes",
+    "template": "kuasar.cli.ctl.commands.templates",
+    "timings": "kuasar.cli.ctl.commands.sandboxes",
+    "why": "kuasar.cli.ctl.commands.endings",
+}
+"""Where each is; loaded when it is called or listed, which saves 0.1 s of every other one."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=_EPILOG)
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_COMMANDS])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = _COMMANDS.get(cmd_name)
+        if module is None:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(importlib.import_module(module), cmd_name)
+        return command
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=_EPILOG
+)
 @click.option(
     "--config",
     metavar="FILE",
@@ -47,6 +73,8 @@ def version(ctx: click.Context, as_json: bool) -> None:
     """Say which version this is, and which configuration it uses."""
     import platform
 
+    from kuasar.cli.ctl.output import data, fields
+
     values = {
         "kuasar": __version__,
         "python": platform.python_version(),
@@ -69,21 +97,6 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None, "click knows these shells"
     click.echo(kind(main, {}, "kuasarctl", "_KUASARCTL_COMPLETE").source())
-
-
-for _command in (
-    sandboxes.ps,
-    sandboxes.inspect,
-    endings.why,
-    endings.logs,
-    sandboxes.timings,
-    host.engines,
-    host.events,
-    host.gc,
-    templates.template,
-    doctor,
-):
-    main.add_command(_command)
 
 
 if __name__ == "__main__":

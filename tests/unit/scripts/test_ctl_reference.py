@@ -27,6 +27,9 @@ def test_every_command_and_option_is_there() -> None:
 
 def test_data_everywhere() -> None:
     """Every command that shows something has --json."""
-    for name, command in main.commands.items():
+    context = click.Context(main, info_name="kuasarctl")
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        assert command is not None
         if name not in ("completion", "template"):
             assert "--json" in [option for parameter in command.params for option in parameter.opts], name

@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 import click
-from rich.text import Text
 
 from kuasar.cli.ctl.doctor import containerd, kernel, machines, processes, storage
 from kuasar.cli.ctl.doctor.finding import FAIL, PASS, WARN, Finding, failed, passed
 from kuasar.cli.ctl.node import Node
 from kuasar.cli.ctl.options import json_option
-from kuasar.cli.ctl.output import data, styled, table
+from kuasar.cli.ctl.output import Paragraph, data, table
 from kuasar.core.config import ConfigError, load
 
 
@@ -43,10 +42,10 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     sys.exit(1 if counts[FAIL] else 0)
 
 
-def _words(finding: Finding) -> Text:
+def _words(finding: Finding) -> Paragraph:
     """The reason, and below it what to do."""
-    found = styled(finding.reason)
-    return found.append("\n→ ").append_text(styled(finding.remedy)) if finding.remedy else found
+    parts = [finding.reason, f"→ {finding.remedy}" if finding.remedy else ""]
+    return Paragraph("\n".join(" ".join(part.split()) for part in parts if part))
 
 
 def examine(config_path: str | None) -> Iterator[Finding]:

@@ -91,7 +91,7 @@ class Sandbox(_message.Message):
     engine: _builtins.str
     """Name in the configuration."""
     state: _builtins.str
-    """As recorded: created, starting, ready, stopping, stopped; or damaged: see reason."""
+    """As recorded: creating (nothing is recorded yet), created, starting, ready, stopping, stopped; or damaged: see reason."""
     worker: _builtins.str
     """alive, dead (a successor is on its way), suspended (an operator has stopped it), expected (it has not greeted this gateway)."""
     worker_pid: _builtins.int
