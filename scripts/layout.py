@@ -27,6 +27,15 @@ _OURS: dict[str, dict[str, str]] = {
 }
 """Settings of engines: what this checkout has built or fetched."""
 _DROP_IN_ADDRESS = '"/run/kuasar/gateway.sock"'
+_HANDLER = """
+[proxy_plugins.{name}]
+  type = "sandbox"
+  address = {address}
+
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{name}]
+  runtime_type = "io.containerd.kuasar.v2"
+  sandboxer = "{name}"
+"""
 
 
 @dataclass(frozen=True)
@@ -40,13 +49,18 @@ class Layout:
     subnet: str = "10.123.0.0/20"
     settings: str = ""
     """Tables appended to kuasar.toml (TOML)."""
+    handlers: tuple[str, ...] = ()
+    """Sandboxers of ``settings`` that get a runtime handler of their name, beside those of our drop-in."""
     foreign_containerd: str = ""
     """Socket of a running containerd to use instead of starting one; it must have our drop-in."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a name that does not fit into that of an interface."""
+        """Raises ValueError for a name that does not fit into that of an interface, and one that is no handler's."""
         if not re.fullmatch("[a-z0-9]{1,8}", self.name):
             raise ValueError(f"name: {self.name!r} is not 1 to 8 lower-case letters and digits")
+        for handler in self.handlers:
+            if not re.fullmatch("[a-z0-9-]+", handler):
+                raise ValueError(f"handlers: {handler!r} is not lower-case letters, digits and dashes")
 
     @property
     def run(self) -> str:
@@ -120,9 +134,9 @@ def search_path() -> str:
     return f"{CONTAINERD_BIN}:{virtual_env}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def runtimes() -> set[str]:
-    """The runtime handlers that our drop-in for containerd declares."""
-    return set(re.findall(r"^\[plugins.*\.runtimes\.([a-z-]+)\]$", _template("containerd/kuasar.toml"), re.MULTILINE))
+def runtimes(layout: Layout) -> set[str]:
+    """The runtime handlers that the stack's drop-in for containerd declares."""
+    return set(re.findall(r"^\[plugins.*\.runtimes\.([a-z0-9-]+)\]$", _drop_in(layout), re.MULTILINE))
 
 
 def render(layout: Layout, pause_image: str) -> None:
@@ -131,8 +145,7 @@ def render(layout: Layout, pause_image: str) -> None:
         os.makedirs(directory, mode=0o700, exist_ok=True)
     os.makedirs(f"{layout.run}/supervisord.d", mode=0o700, exist_ok=True)
     _write(layout.config, _kuasar_toml(layout))
-    drop_in = _template("containerd/kuasar.toml").replace(_DROP_IN_ADDRESS, json.dumps(layout.gateway_socket))
-    _write(f"{layout.run}/containerd-kuasar.toml", drop_in)
+    _write(f"{layout.run}/containerd-kuasar.toml", _drop_in(layout))
     if layout.foreign_containerd:
         return
     values = {
@@ -153,6 +166,12 @@ def render(layout: Layout, pause_image: str) -> None:
         string.Template(_template("cni/kuasar.conflist")).substitute(values),
     )
     _write(f"{layout.run}/supervisord.d/containerd.conf", _containerd_program(layout))
+
+
+def _drop_in(layout: Layout) -> str:
+    address = json.dumps(layout.gateway_socket)
+    shipped = _template("containerd/kuasar.toml").replace(_DROP_IN_ADDRESS, address)
+    return shipped + "".join(_HANDLER.format(name=name, address=address) for name in layout.handlers)
 
 
 def _kuasar_toml(layout: Layout) -> str:
@@ -180,11 +199,17 @@ keeper = {json.dumps(layout.run + "/keeper.sock")}
 def default_settings() -> str:
     """All engines and sandboxers of the product's defaults, with what this checkout has built."""
     defaults = Config()
-    tables = [f"[sandboxers.{name}]\nengine = {json.dumps(each.engine)}" for name, each in defaults.sandboxers.items()]
-    for name, engine in defaults.engines.items():
-        tables.append(f"[engines.{name}]\nkind = {json.dumps(engine.kind)}")
-        tables += [f"{key} = {json.dumps(value)}" for key, value in _OURS.get(engine.kind, {}).items()]
-    return "\n".join(tables) + "\n"
+    tables = [
+        f"[sandboxers.{name}]\nengine = {json.dumps(each.engine)}\n" for name, each in defaults.sandboxers.items()
+    ]
+    tables += [engine_settings(name, engine.kind) for name, engine in defaults.engines.items()]
+    return "".join(tables)
+
+
+def engine_settings(name: str, kind: str, **changes: str | bool) -> str:
+    """The table of an engine with what this checkout has built, and ``changes``."""
+    keys = {"kind": kind, **_OURS.get(kind, {}), **changes}
+    return f"[engines.{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
 
 
 def _containerd(layout: Layout) -> str:

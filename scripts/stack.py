@@ -101,7 +101,7 @@ class Stack:
         self._wait_listening("containerd", self.layout.containerd_socket, deadline)
         with CriClient(self.layout.containerd_socket, timeout=5) as cri:
             self._wait_until(lambda: not _not_ready(cri), deadline, lambda: f"containerd: {_not_ready(cri)}")
-            missing = runtimes() - {handler.name for handler in cri.runtime_status().runtime_handlers}
+            missing = runtimes(self.layout) - {handler.name for handler in cri.runtime_status().runtime_handlers}
         if missing:
             drop_in = f"{self.layout.run}/containerd-kuasar.toml"
             hint = f"name {drop_in} in `imports` of its configuration and restart it"

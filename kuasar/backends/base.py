@@ -30,10 +30,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn, Protocol
 
 from kuasar.agent.client import AgentClient
+from kuasar.backends.probing import Probe, ProbeHost, ask_version
 from kuasar.core.aio import Loop
 from kuasar.core.config import Engine
 from kuasar.core.errors import Unimplemented
 from kuasar.core.spawn import Completed
+
+BINARY_HINT = "name it with `binary` of the engine in kuasar.toml"
 
 
 class Capability(enum.Enum):
@@ -205,6 +208,12 @@ class Backend(ABC):
     def __init__(self, host: Host, settings: Engine) -> None:
         self.host = host
         self.settings = settings
+
+    @classmethod
+    async def probe(cls, host: ProbeHost, settings: Engine, deadline: float) -> Probe:
+        """Whether this host has what the engine needs, and which: its program and version. Starts no machine of a
+        sandbox. Raises :class:`BackendFailed` with the exact reason why it cannot be used."""
+        return await ask_version(host, settings.binary or cls.kind, BINARY_HINT, deadline)
 
     @abstractmethod
     async def launch(self, spec: MachineSpec, deadline: float | None) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from kuasar.backends.base import Capability, MachineSpec
+from kuasar.backends.base import BINARY_HINT, Capability, MachineSpec
 from kuasar.backends.namespaces import NamespaceBackend
+from kuasar.backends.probing import Probe, ProbeHost, ask_version
+from kuasar.core import config
 from kuasar.core.errors import Unimplemented
 
 
@@ -17,6 +19,10 @@ class Engine(NamespaceBackend):
         {Capability.EXEC, Capability.TTY, Capability.PAUSE, Capability.HOST_NETWORK}
     )
     uses_host_cgroups: ClassVar[bool] = False
+
+    @classmethod
+    async def probe(cls, host: ProbeHost, settings: config.Engine, deadline: float) -> Probe:
+        return await ask_version(host, settings.binary or "runsc", BINARY_HINT, deadline)
 
     def driver(self) -> tuple[str, dict[str, Any]]:
         settings = self.settings

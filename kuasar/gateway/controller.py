@@ -21,6 +21,7 @@ from kuasar.core.ids import require_id
 from kuasar.gateway.calls import Call
 from kuasar.gateway.claims import Claims
 from kuasar.gateway.directory import Directory
+from kuasar.gateway.feed import Feed
 from kuasar.gateway.link import Workers
 from kuasar.gateway.pods import pod_spec_of, pod_spec_of_metadata
 from kuasar.gateway.stats import metrics_any
@@ -38,7 +39,10 @@ _TASK_API_VERSION = 3
 class ControllerService:
     """One per gateway; the state of the sandboxes is in the workers."""
 
-    def __init__(self, config: Config, directory: Directory, workers: Workers, supervision: Supervision) -> None:
+    def __init__(
+        self, config: Config, directory: Directory, workers: Workers, supervision: Supervision, feed: Feed
+    ) -> None:
+        self._feed = feed
         self._config = config
         self._directory = directory
         self._workers = workers
@@ -78,6 +82,7 @@ class ControllerService:
                 self._give_up(sandbox, call.namespace)
             raise
         self._directory.add_sandbox(call.namespace, sandbox, request.sandboxer)
+        self._feed.tell("sandbox.created", sandbox, call.namespace, engine=engine)
         return pb.ControllerCreateResponse(sandbox_id=sandbox)
 
     def _give_up(self, sandbox: str, namespace: str) -> None:
@@ -107,7 +112,9 @@ class ControllerService:
         except KuasarError:
             await self._abandon(sandbox, call.namespace)
             raise
-        log.info("sandbox started", sandbox=sandbox, ms=round((time.monotonic() - started) * 1000, 1))
+        milliseconds = round((time.monotonic() - started) * 1000, 1)
+        log.info("sandbox started", sandbox=sandbox, ms=milliseconds)
+        self._feed.tell("sandbox.started", sandbox, call.namespace, pid=reply["pid"], ms=milliseconds)
         return pb.ControllerStartResponse(
             sandbox_id=sandbox,
             pid=reply["pid"],
@@ -127,6 +134,7 @@ class ControllerService:
         self._directory.forget(sandbox)
         self.claims.settled(sandbox)
         log.warning("a sandbox that failed was removed", sandbox=sandbox)
+        self._feed.tell("sandbox.removed", sandbox, namespace, failed="true")
 
     async def Platform(self, request: pb.ControllerPlatformRequest, call: Call) -> pb.ControllerPlatformResponse:  # noqa: N802
         """Where containers of this sandbox run: every engine of today runs the host's architecture."""
@@ -145,6 +153,7 @@ class ControllerService:
         grace = float(request.timeout_secs) or _DEFAULT_GRACE_SECONDS
         reply = await self._workers.change_again(sandbox, "sandbox.stop", {"timeout": grace}, call)
         log.info("sandbox stopped", sandbox=sandbox, stage=reply["stage"])
+        self._feed.tell("sandbox.stopped", sandbox, call.namespace, stage=reply["stage"])
         return pb.ControllerStopResponse()
 
     async def Wait(self, request: pb.ControllerWaitRequest, call: Call) -> pb.ControllerWaitResponse:  # noqa: N802
@@ -185,6 +194,7 @@ class ControllerService:
         failpoint("gateway.shut-down")
         self._directory.forget(sandbox)
         await self._supervision.gone(sandbox)
+        self._feed.tell("sandbox.removed", sandbox, call.namespace)
         return pb.ControllerShutdownResponse()
 
     async def Metrics(self, request: pb.ControllerMetricsRequest, call: Call) -> pb.ControllerMetricsResponse:  # noqa: N802

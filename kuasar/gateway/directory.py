@@ -74,6 +74,11 @@ class Directory:
         self._namespaces.pop(sandbox, None)
         self._containers = {key: value for key, value in self._containers.items() if value != sandbox}
 
+    @property
+    def sandboxes(self) -> list[str]:
+        """All that exist as far as we know."""
+        return list(self._sandboxers)
+
     def knows(self, sandbox: str) -> bool:
         """Whether the sandbox exists as far as we know."""
         return sandbox in self._sandboxers

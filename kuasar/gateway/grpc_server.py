@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -22,8 +22,16 @@ _FOREVER_SECONDS = 1e7
 """gRPC reports a remaining time of years for a caller that set no deadline."""
 
 
-def make_server(config: Config, services: dict[str, dict[str, Method]]) -> grpc.aio.Server:
-    """A server of ``services`` (methods by full service name), bound to the configured socket but not started.
+def grpc_status(error: KuasarError) -> grpc.StatusCode:
+    """gRPC's own name of the code of ``error``."""
+    return _STATUS[code_of(error)]
+
+
+def make_server(
+    config: Config, services: dict[str, dict[str, Method]], others: Iterable[grpc.GenericRpcHandler] = ()
+) -> grpc.aio.Server:
+    """A server of ``services`` (methods by full service name) and ``others``, bound to the configured socket but not
+    started.
 
     What lies at the socket's path is dead: the caller holds the gateway's lock.
     """
@@ -34,7 +42,7 @@ def make_server(config: Config, services: dict[str, dict[str, Method]]) -> grpc.
         ("grpc.so_reuseport", 0),
     ]
     server = grpc.aio.server(options=options)
-    server.add_generic_rpc_handlers(tuple(_handlers(name, methods) for name, methods in services.items()))
+    server.add_generic_rpc_handlers((*(_handlers(name, methods) for name, methods in services.items()), *others))
     path = config.gateway.socket
     if os.path.exists(path):
         os.unlink(path)
@@ -70,6 +78,6 @@ def _handler(method: Method) -> Callable[[Any, Any], Awaitable[Any]]:
         try:
             return await method(message, metadata, NAMESPACE_KEY, deadline)
         except KuasarError as exc:
-            await context.abort(_STATUS[code_of(exc)], exc.message)
+            await context.abort(grpc_status(exc), exc.message)
 
     return handle

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgpack
 
+from kuasar.bus.link import Link
 from kuasar.bus.router import BusRouter
 from kuasar.gateway.calls import Call
 
@@ -22,6 +23,10 @@ class Workers:
     def __init__(self, router: BusRouter) -> None:
         self._router = router
         self._keys = itertools.count(1)
+
+    def link(self, sandbox: str) -> Link | None:
+        """What is known of a sandbox's worker."""
+        return self._router.link(sandbox)
 
     async def read(self, sandbox: str, op: str, body: dict[str, Any], call: Call) -> dict[str, Any]:
         """A request that changes nothing."""

@@ -33,6 +33,7 @@ from kuasar.gateway.calls import InFlight, Method, methods_of
 from kuasar.gateway.custody import Custody
 from kuasar.gateway.directory import Directory
 from kuasar.gateway.events import EventPublisher
+from kuasar.gateway.feed import Feed
 from kuasar.gateway.link import Workers
 from kuasar.gateway.tasks import TaskService
 from kuasar.gateway.ttrpc_server import TtrpcServer
@@ -84,7 +85,8 @@ async def _serve(config: Config) -> None:
         directory_ = Directory(config.sandboxes_dir)
         sandbox_api: asyncio.Future[SandboxApi] = loop.create_future()
         router = BusRouter(config.bus_address)
-        _connect(router, directory_, announcer, sandbox_api)
+        feed = Feed()
+        _connect(router, directory_, announcer, feed, sandbox_api)
         custody = Custody(Keeper(config.supervisor.keeper))
         stack.callback(custody.close)
         await custody.find()
@@ -104,7 +106,7 @@ async def _serve(config: Config) -> None:
         ttrpc.start()
         stack.callback(ttrpc.close)
         kind = await asyncio.to_thread(_load_sandbox_api)
-        sandbox_api.set_result(kind(config, directory_, workers, in_flight, task_methods))
+        sandbox_api.set_result(kind(config, directory_, workers, in_flight, task_methods, feed))
         stack.push_async_callback(sandbox_api.result().close)
         await sandbox_api.result().start()
         log.info(
@@ -125,14 +127,21 @@ def _load_sandbox_api() -> type[SandboxApi]:
 
 
 def _connect(
-    router: BusRouter, directory: Directory, announcer: Announcer, sandbox_api: asyncio.Future[SandboxApi]
+    router: BusRouter,
+    directory: Directory,
+    announcer: Announcer,
+    feed: Feed,
+    sandbox_api: asyncio.Future[SandboxApi],
 ) -> None:
     """What happens when a worker greets, dies, or tells of something."""
 
     def greeted(hello: Hello) -> None:
         directory.greeted(hello)
+        facts = {"generation": hello.generation, "pid": hello.pid, "state": hello.state}
+        feed.tell("worker.greeted", hello.sandbox, hello.namespace, **facts)
 
     def told(sandbox: str, topic: str, body: dict[str, Any]) -> Awaitable[None] | None:
+        feed.tell(topic, sandbox, directory.namespace_of(sandbox), **body)
         return announcer.from_worker(directory.namespace_of(sandbox), topic, body)
 
     async def look_after(sandbox: str) -> None:
@@ -140,6 +149,7 @@ def _connect(
 
         Not at once: a restart begins with a stop.
         """
+        feed.tell("worker.died", sandbox, directory.namespace_of(sandbox))
         await asyncio.sleep(_RESTART_SECONDS)
         try:
             if await (await asyncio.shield(sandbox_api)).operator_stopped(sandbox):

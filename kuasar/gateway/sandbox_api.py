@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from kuasar.api.gen.containerd.sandbox.v1 import controller_pb2
 from kuasar.core.config import Config
+from kuasar.gateway.admin import AdminService
 from kuasar.gateway.calls import InFlight, methods_of
 from kuasar.gateway.controller import ControllerService
 from kuasar.gateway.directory import Directory
+from kuasar.gateway.feed import Feed
 from kuasar.gateway.grpc_server import make_server
 from kuasar.gateway.link import Workers
 from kuasar.gateway.supervision import Supervision
@@ -21,17 +23,25 @@ _STOP_SECONDS = 1.0
 
 
 class SandboxApi:
-    """Serves from :meth:`start` to :meth:`close`; beside the Sandbox API also ``tasks``, the Task API over gRPC."""
+    """Serves from :meth:`start` to :meth:`close`; beside the Sandbox API also the admin service and ``tasks``,
+    the Task API over gRPC."""
 
     def __init__(
-        self, config: Config, directory: Directory, workers: Workers, in_flight: InFlight, tasks: Services
+        self,
+        config: Config,
+        directory: Directory,
+        workers: Workers,
+        in_flight: InFlight,
+        tasks: Services,
+        feed: Feed,
     ) -> None:
         self._supervision = Supervision(SupervisorClient(config.supervisor.socket))
-        controller = ControllerService(config, directory, workers, self._supervision)
+        controller = ControllerService(config, directory, workers, self._supervision, feed)
         self._claims = controller.claims
         description = controller_pb2.DESCRIPTOR.services_by_name["Controller"]
         methods = {description.full_name: methods_of(description, controller, in_flight)}
-        self._server = make_server(config, methods | tasks)
+        admin = AdminService(config, directory, workers, self._supervision, feed)
+        self._server = make_server(config, methods | tasks, (admin.handler(),))
 
     async def start(self) -> None:
         """Listen."""

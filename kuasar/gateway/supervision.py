@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from kuasar.core import log
 from kuasar.core.errors import KuasarError
-from kuasar.supervisor.client import SupervisorClient
+from kuasar.supervisor.client import SupervisorClient, WorkerState
 
 T = TypeVar("T")
 _GONE_SECONDS = 5.0
@@ -33,6 +33,10 @@ class Supervision:
         """Whether an operator has stopped the worker of ``sandbox``."""
         state = await self._call(self._client.state, sandbox)
         return bool(state.get("stopped_by_operator"))
+
+    async def states(self) -> list[WorkerState]:
+        """What supervisord knows of all workers. Raises Unavailable, DeadlineExceeded."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._client.states)
 
     async def gone(self, sandbox: str) -> None:
         """Make sure that supervisord has forgotten the worker of a sandbox that is gone.

@@ -20,8 +20,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from tests.bench import containers, memory, pods, report, supervision
-from tests.bench.metrics import Who
+from tests.bench import containers, machines, memory, pods, report, supervision
+from tests.bench.contestants import COLD, CONTESTANTS, MACHINE, OURS, SHIM, WASM, WASMEDGE, Contestant
 from tests.bench.node import Node
 from tests.bench.plan import FULL, QUICK, Plan
 from tests.bench.results import Results
@@ -54,13 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             if arguments.containerd
             else own_stack(console)
         )
-        named: dict[Who, str] = {"ours": arguments.ours, "shim": arguments.shim, "wasm": arguments.wasm}
-        handlers = {who: handler for who, handler in named.items() if handler}
-        node = stack.enter_context(Node(under_test, handlers))
-        results.facts = _facts(node, plan, handlers)
+        node = stack.enter_context(Node(under_test))
+        wanted = {who: str(getattr(arguments, who.name)) for who in CONTESTANTS}
+        there = {handler.name for handler in node.cri.runtime_status().runtime_handlers}
+        node.handlers = {who: handler for who, handler in wanted.items() if handler in there}
+        missing = [f"{who.name} ({name})" for who, name in wanted.items() if name and who not in node.handlers]
+        results.facts = _facts(node, plan) | ({"left out, no such handler": ", ".join(missing)} if missing else {})
         _run(_sections(node, results, plan), arguments.only, results, console)
     results.facts["took"] = f"{time.monotonic() - started:.0f} s"
     results.facts["load average at the end"] = _load()
+    for who in missing:
+        console.print(f"left out, containerd has no such handler: {who}", style="yellow", highlight=False)
     directory = arguments.output or str(_ROOT / "bench-results" / time.strftime("%Y%m%d-%H%M%S"))
     report.write(results, directory)
     report.show(results, console)
@@ -73,31 +77,30 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m tests.bench", description="Measure ours against containerd's shim."
     )
     quick = os.environ.get("QUICK", "") not in ("", "0")
-    parser.add_argument("--quick", action="store_true", default=quick, help="fewer rounds, under 90 s (or QUICK=1)")
+    parser.add_argument("--quick", action="store_true", default=quick, help="fewer rounds, two minutes (or QUICK=1)")
     parser.add_argument(
         "--only", metavar="NAME", action="append", default=[], help="only this section; may be repeated"
     )
-    parser.add_argument(
-        "--ours", metavar="HANDLER", default="kuasar-runc", help="our runtime handler ('': leave it out)"
-    )
-    parser.add_argument("--shim", metavar="HANDLER", default="runc", help="handler to compare with ('': leave it out)")
-    parser.add_argument(
-        "--wasm", metavar="HANDLER", default="kuasar-wasmtime", help="our Wasm handler ('': leave it out)"
-    )
+    for who in CONTESTANTS:
+        says = f"handler of: {who.title} (default: {who.handler}; '' leaves it out)"
+        parser.add_argument(f"--{who.name}", metavar="HANDLER", default=who.handler, help=says)
     parser.add_argument("--output", metavar="DIR", help="where to write (default: bench-results/<time>)")
     parser.add_argument("--containerd", metavar="SOCKET", help="a running containerd instead of a stack of our own")
     parser.add_argument("--image", metavar="REF", default="", help="with --containerd: image with busybox's commands")
     parser.add_argument(
-        "--wasm-image", metavar="REF", default="", help="with --containerd: Wasm image that echoes its arguments"
+        "--wasm-image", metavar="REF", default="", help="with --containerd: what tests.bench.modules writes"
     )
     return parser.parse_args(argv)
 
 
 def _sections(node: Node, results: Results, plan: Plan) -> list[Section]:
-    pair: tuple[Who, ...] = tuple(who for who in ("ours", "shim") if who in node.handlers)
-    everyone: tuple[Who, ...] = tuple(node.handlers)
+    def there(*who: Contestant) -> tuple[Contestant, ...]:
+        return tuple(one for one in who if one in node.handlers)
+
+    pair, wasm, virtual = there(OURS, SHIM), there(WASM, WASMEDGE), there(MACHINE, COLD)
+    everyone, linked = there(OURS, SHIM, WASM, WASMEDGE), there(SHIM, WASM, WASMEDGE)
     turns = plan.warmup
-    return [
+    sections = [
         Section(
             "pods",
             "empty pods, host network",
@@ -143,10 +146,47 @@ def _sections(node: Node, results: Results, plan: Plan) -> list[Section]:
         Section(
             "memory",
             "memory of idle pods",
-            len(plan.pod_counts) * len(everyone),
-            lambda tick: memory.idle_pods(node, results, plan, everyone, tick),
+            len(plan.pod_counts) * len(pair),
+            lambda tick: memory.idle_pods(node, results, plan, pair, False, tick),
+        ),
+        Section(
+            "memory-containers",
+            "memory of pods with an idle container",
+            len(plan.pod_counts) * len(linked),
+            lambda tick: memory.idle_pods(node, results, plan, linked, True, tick),
+        ),
+        Section(
+            "modules",
+            "cached modules",
+            plan.modules + turns,
+            lambda tick: containers.modules(node, results, plan, wasm, tick),
         ),
         Section("workers", "workers and bus", 2, lambda tick: supervision.workers(results, plan, tick)),
+    ]
+    return sections + _machine_sections(node, results, plan, virtual)
+
+
+def _machine_sections(node: Node, results: Results, plan: Plan, who: tuple[Contestant, ...]) -> list[Section]:
+    clones = tuple(one for one in who if one is MACHINE)
+    return [
+        Section(
+            "machines",
+            "machines: clone against boot",
+            plan.boots + 1,
+            lambda tick: machines.one_at_a_time(node, results, plan, who, tick),
+        ),
+        Section(
+            "machines-many",
+            "ten machines at once",
+            plan.clone_batches * (MACHINE in who) + plan.boot_batches * (COLD in who),
+            lambda tick: machines.many_at_once(node, results, plan, who, tick),
+        ),
+        Section(
+            "machines-memory",
+            "memory of idle machines",
+            len(plan.machine_counts) * len(clones),
+            lambda tick: machines.memory(node, results, plan, clones, tick),
+        ),
     ]
 
 
@@ -183,12 +223,12 @@ def _run(sections: Sequence[Section], only: Sequence[str], results: Results, con
                 progress.stop_task(task)
 
 
-def _facts(node: Node, plan: Plan, handlers: dict[Who, str]) -> dict[str, str]:
+def _facts(node: Node, plan: Plan) -> dict[str, str]:
     version = node.cri.version()
     return {
         "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "plan": plan.name,
-        "handlers": ", ".join(f"{who}={name}" for who, name in handlers.items()),
+        "handlers": ", ".join(f"{who.name}={name}" for who, name in node.handlers.items()),
         "containerd": f"{version.runtime_name} {version.runtime_version}",
         "kernel": platform.release(),
         "python": platform.python_version(),

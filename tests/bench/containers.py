@@ -1,4 +1,4 @@
-"""Containers: create and start, exec, the stop of a pod that has one, the way to the first output, and the flood."""
+"""Containers: create and start, exec, stop of a pod that has one, the way to the first output, the flood, modules."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import os
 import time
 from collections.abc import Sequence
 
-from tests.bench.metrics import Who
-from tests.bench.node import Node, first_line, last_line
+from tests.bench.contestants import LARGE_MODULE, SMALL_MODULE, Contestant
+from tests.bench.node import Node, Pod, first_line, last_line
 from tests.bench.plan import Plan, rounds
 from tests.bench.pods import Tick, turns
 from tests.bench.results import Results
 
-_IDLE = ("sleep", "600")
 _LINE = "x" * 79
 
 
-def lives(node: Node, results: Results, plan: Plan, who: Sequence[Who], tick: Tick) -> None:
+def lives(node: Node, results: Results, plan: Plan, who: Sequence[Contestant], tick: Tick) -> None:
     """Pods with one idle container in the host's network: create, start, exec, stop of the pod under it."""
     for number, counts in rounds(plan.lives, plan.life_seconds, plan.warmup):
         for one in turns(who, number):
             pod, _ = node.run_pod(one)
-            container, create = node.create(pod, _IDLE)
+            container, create = node.create(pod, one.programs.idle)
             start = node.start(container)
             execs = [_exec(node, container) for _ in range(plan.execs)]
             stop = node.stop(pod)
@@ -45,23 +44,50 @@ def _exec(node: Node, container: str) -> float:
     return taken
 
 
-def first_output(node: Node, results: Results, plan: Plan, who: Sequence[Who], tick: Tick) -> None:
+def first_output(node: Node, results: Results, plan: Plan, who: Sequence[Contestant], tick: Tick) -> None:
     """From the call of RunPodSandbox to the time that containerd wrote before the first line of the log."""
     for number, counts in rounds(plan.outputs, plan.output_seconds, plan.warmup):
         for one in turns(who, number):
             asked = time.time()
             pod, _ = node.run_pod(one)
-            container, _ = node.create(pod, ("hello",) if one == "wasm" else ("echo", "hello"), name="hello")
-            node.start(container)
-            node.wait_exit(container)
-            seen = first_line(node.log_path(pod, "hello")).seconds
+            seen = hello(node, pod)
             node.remove(pod)
             if counts:
                 results.add("first_output", one, (seen - asked) * 1000)
         tick()
 
 
-def floods(node: Node, results: Results, plan: Plan, who: Sequence[Who], tick: Tick) -> None:
+def hello(node: Node, pod: Pod) -> float:
+    """Runs a container that writes a line and ends; the time that containerd wrote before the line."""
+    container, _ = node.create(pod, pod.who.programs.hello, name="hello")
+    node.start(container)
+    node.wait_exit(container)
+    return first_line(node.log_path(pod, "hello")).seconds
+
+
+def modules(node: Node, results: Results, plan: Plan, who: Sequence[Contestant], tick: Tick) -> None:
+    """A module with much code against one with next to none, one after the other in the same pod, both compiled and in
+    the cache: from the call of CreateContainer to the end. The difference is a sample."""
+    for number, counts in rounds(plan.modules, plan.module_seconds, plan.warmup):
+        for one in turns(who, number):
+            pod, _ = node.run_pod(one)
+            first, second = (SMALL_MODULE, LARGE_MODULE)[:: 1 if number % 2 else -1]
+            taken = {command: _whole_life(node, pod, command) for command in (first, second)}
+            node.remove(pod)
+            if counts:
+                results.add("module", one, taken[LARGE_MODULE] - taken[SMALL_MODULE])
+        tick()
+
+
+def _whole_life(node: Node, pod: Pod, command: Sequence[str]) -> float:
+    """Of a container that ends by itself; milliseconds."""
+    asked = time.time()
+    container, _ = node.create(pod, command)
+    node.start(container)
+    return (node.wait_end(container) - asked) * 1000
+
+
+def floods(node: Node, results: Results, plan: Plan, who: Sequence[Contestant], tick: Tick) -> None:
     """Bytes per second from a container's stdout to its log file, by the times in the log itself."""
     bulk = plan.bulk_megabytes * 1_000_000
     lines = plan.line_megabytes * 1_000_000
@@ -76,7 +102,7 @@ def floods(node: Node, results: Results, plan: Plan, who: Sequence[Who], tick: T
         tick()
 
 
-def _flood(node: Node, one: Who, command: Sequence[str], size: int) -> float:
+def _flood(node: Node, one: Contestant, command: Sequence[str], size: int) -> float:
     """One writer in a pod of its own; MB/s."""
     pod, _ = node.run_pod(one)
     container, _ = node.create(pod, command, name="flood")

@@ -6,18 +6,19 @@ number of pods until the shared part no longer matters; that is why there are se
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager
 
-from tests.bench.metrics import Who
+from tests.bench.contestants import SHIM, Contestant
 from tests.bench.node import Node, Pod
 from tests.bench.plan import Plan
 from tests.bench.pods import Tick
+from tests.bench.processes import Process, below, processes
 from tests.bench.results import Results
+from tests.bench.smaps import pss_mib
 
 _STARTERS = 4
 _SHARED = {
@@ -26,65 +27,80 @@ _SHARED = {
     "supervisord": r"supervisor\.supervisord|bin/supervisord",
     "containerd": r"bin/containerd ",
 }
-_ROLES = {"ours": ("worker", "agent"), "wasm": ("worker", "agent"), "shim": ("shim", "pause")}
 
 
-def idle_pods(node: Node, results: Results, plan: Plan, who: Sequence[Who], tick: Tick) -> None:
-    """Pods are added up to each count and measured there."""
+def idle_pods(
+    node: Node, results: Results, plan: Plan, who: Sequence[Contestant], with_container: bool, tick: Tick
+) -> None:
+    """Pods, each with an idle container or with none, are added up to each count and measured there."""
+    key = "memory.container" if with_container else "memory"
+
+    def start(one: Contestant) -> Pod:
+        pod, _ = node.run_pod(one)
+        if with_container:
+            container, _ = node.create(pod, one.programs.idle)
+            node.start(container)
+        return pod
+
     for one in who:
-        pods: list[Pod] = []
-        with ThreadPoolExecutor(_STARTERS) as callers:
-            for count in plan.pod_counts:
-                pods += [pod for pod, _ in callers.map(node.run_pod, [one] * (count - len(pods)))]
+        with growing(node, one, plan.pod_counts, start) as stages:
+            for pods in stages:
                 roles = _measure(node, pods)
-                results.add(f"memory.{count}", one, *(sum(values) for values in zip(*roles.values(), strict=True)))
-                results.details.setdefault("memory", {}).setdefault(one, {})[str(count)] = {
-                    role: round(sum(values) / count, 3) for role, values in roles.items()
-                }
+                results.add(f"{key}.{len(pods)}", one, *(sum(of.values()) for of in roles))
+                results.keep_memory(key, one, len(pods), mean(roles))
                 tick()
-            results.details.setdefault("shared", {})[one] = _shared(node.under_test.mark)
-            list(callers.map(node.remove, pods))
+            if not with_container:
+                results.details.setdefault("shared", {})[one.name] = _shared(node.under_test.mark)
 
 
-def _measure(node: Node, pods: Sequence[Pod]) -> dict[str, list[float]]:
+@contextmanager
+def growing(
+    node: Node, one: Contestant, counts: Sequence[int], start: Callable[[Contestant], Pod]
+) -> Iterator[Iterator[list[Pod]]]:
+    """Yields the pods there are each time that their number has grown to one of ``counts``; removes them all."""
+    pods: list[Pod] = []
+    with ThreadPoolExecutor(_STARTERS) as callers:
+
+        def stages() -> Iterator[list[Pod]]:
+            for count in counts:
+                pods.extend(callers.map(start, [one] * (count - len(pods))))
+                yield pods
+
+        yield stages()
+        list(callers.map(node.remove, pods))
+
+
+def mean(pods: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Role to MiB of a pod in the middle of all."""
+    sums: dict[str, float] = defaultdict(float)
+    for roles in pods:
+        for role, mib in roles.items():
+            sums[role] += mib
+    return {role: round(mib / len(pods), 3) for role, mib in sums.items()}
+
+
+def _measure(node: Node, pods: Sequence[Pod]) -> list[dict[str, float]]:
     """Role to MiB of each pod. Raises RuntimeError for a pod that lacks one of its two processes."""
-    commands = dict(_commands())
-    roles: dict[str, list[float]] = defaultdict(list)
-    for pod in pods:
-        first, second = _ROLES[pod.who]
-        named = [pid for pid, command in commands.items() if pod.id in command]
-        stands = node.pause_pid(pod)
-        others = [pid for pid in named if pid != stands]
-        if not stands or not others:
-            raise RuntimeError(f"pod {pod.id}: pid {stands} stands for it, {others} serve it: both are needed")
-        roles[first].append(sum(pss_mib(pid) for pid in others))
-        roles[second].append(pss_mib(stands))
-    return roles
+    known = processes()
+    return [_roles(pod, node.pause_pid(pod), known) for pod in pods]
 
 
-def _commands() -> Iterator[tuple[int, str]]:
-    """Every process of the node with its command line, ourselves excepted."""
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid():
-            continue
-        with suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
-            yield int(name), file.read().replace(b"\0", b" ").decode(errors="replace")
+def _roles(pod: Pod, stands: int, known: Mapping[int, Process]) -> dict[str, float]:
+    serving, standing = ("shim", "pause") if pod.who is SHIM else ("worker", "agent")
+    serve = {process.pid for process in known.values() if pod.id in process.command} - {stands}
+    if not stands or not serve:
+        raise RuntimeError(f"pod {pod.id}: pid {stands} stands for it, {serve} serve it: both are needed")
+    # the shim adopts what runs in the pod; of ours the agent does
+    inside = set().union(*(below(pid, known) for pid in (stands, *serve))) - serve - {stands}
+    roles = {serving: sum(map(pss_mib, serve)), standing: pss_mib(stands)}
+    return {**roles, "container": sum(map(pss_mib, inside))} if inside else roles
 
 
 def _shared(mark: str) -> dict[str, float]:
     """MiB of what there is once, however many pods there are; found by ``mark`` in their command lines."""
     found: dict[str, float] = {}
-    for pid, command in _commands():
-        role = next((role for role, pattern in _SHARED.items() if re.search(pattern, command)), None)
-        if mark and mark in command and role:
-            found[role] = round(pss_mib(pid), 1)
+    for process in processes().values():
+        role = next((role for role, pattern in _SHARED.items() if re.search(pattern, process.command)), None)
+        if mark and mark in process.command and role:
+            found[role] = round(pss_mib(process.pid), 1)
     return found
-
-
-def pss_mib(pid: int) -> float:
-    """Proportional set size of a process."""
-    with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
-        found = re.search(r"^Pss:\s+(\d+) kB", file.read(), re.MULTILINE)
-    if found is None:
-        raise RuntimeError(f"/proc/{pid}/smaps_rollup has no Pss: it has ended, or is a kernel thread")
-    return int(found[1]) / 1024

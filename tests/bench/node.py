@@ -1,4 +1,4 @@
-"""The node under test, seen through CRI: pods and containers of the three kinds that are compared.
+"""The node under test, seen through CRI: pods and containers of those who are compared.
 
 A `Node` owns every pod it has run until it is removed; closing it removes what is left, so that an interrupted run
 leaves nothing on the node.
@@ -12,16 +12,17 @@ import os
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 
-from kuasar.api.gen.cri.v1.container_pb2 import ContainerState
+from kuasar.api.gen.cri.v1.container_pb2 import ContainerState, ContainerStatus
 from kuasar.api.gen.cri.v1.pod_pb2 import PodSandboxConfig
 from kuasar.cli.cri import CriClient, CriError, container_config, pod_config
-from tests.bench.metrics import Who
+from tests.bench.contestants import Contestant
 from tests.bench.under_test import UnderTest
 
 LABEL = "kuasar-bench"
@@ -33,7 +34,7 @@ class Pod:
     """A running pod."""
 
     id: str
-    who: Who
+    who: Contestant
     config: PodSandboxConfig
     host_network: bool
 
@@ -50,9 +51,10 @@ class Line:
 class Node:
     """One containerd, the runtime handler behind each name, and the images."""
 
-    def __init__(self, under_test: UnderTest, handlers: dict[Who, str]) -> None:
+    def __init__(self, under_test: UnderTest) -> None:
         self.cri = CriClient(under_test.socket, timeout=_PATIENCE)
-        self.handlers = handlers
+        self.handlers: dict[Contestant, str] = {}
+        """Of those who take part."""
         self.under_test = under_test
         self._run = f"{os.getpid()}-{int(time.time())}"
         self._log_root = f"{under_test.log_root}/{LABEL}-{self._run}"
@@ -86,7 +88,7 @@ class Node:
             labels={LABEL: self._run},
         )
 
-    def run_pod(self, who: Who, *, host_network: bool = True) -> tuple[Pod, float]:
+    def run_pod(self, who: Contestant, *, host_network: bool = True) -> tuple[Pod, float]:
         """Runs a pod and gives it with the milliseconds that RunPodSandbox took."""
         config = self.prepare_pod(host_network=host_network)
         started = time.perf_counter()
@@ -119,11 +121,11 @@ class Node:
 
     def phases(self, pod: Pod) -> dict[str, float]:
         """The phases of our start of this pod, in milliseconds."""
-        laps = (lap.rpartition("=") for lap in self.info(pod).get("phases", "").split())
-        return {name: float(taken.removesuffix("ms")) for name, _, taken in laps}
+        return parse_phases(self.info(pod).get("phases", ""))
 
     def pause_pid(self, pod: Pod) -> int:
-        """The process that stands for the pod: the pause container's, our agent's; 0 if the runtime does not say."""
+        """The process that stands for the pod: the pause container's, our agent's, QEMU; 0 if the runtime does not
+        say."""
         info = self.info(pod)
         if info.get("pid", "").isdigit():
             return int(info["pid"])
@@ -134,16 +136,12 @@ class Node:
     # -- containers ----------------------------------------------------------------------------------------------------
 
     def create(self, pod: Pod, command: Sequence[str], *, name: str = "") -> tuple[str, float]:
-        """Creates a container and gives its id with the milliseconds that CreateContainer took.
-
-        A Wasm pod's container runs the entrypoint of the Wasm image with ``command`` as its arguments.
-        """
-        wasm = pod.who == "wasm"
+        """Creates a container of the contestant's image and gives its id with the milliseconds that CreateContainer
+        took."""
         config = container_config(
             name or f"c{next(self._numbers)}",
-            self.under_test.wasm_image if wasm else self.under_test.image,
-            command=() if wasm else command,
-            args=command if wasm else (),
+            self.under_test.wasm_image if pod.who.programs.wasm else self.under_test.image,
+            command=command,
             host_network=pod.host_network,
         )
         started = time.perf_counter()
@@ -161,15 +159,37 @@ class Node:
         return f"{pod.config.log_directory}/{name}_0.log"
 
     def wait_exit(self, container: str, seconds: float = _PATIENCE) -> int:
-        """Until the container has ended: CRI can only be asked, so this asks, and no clock depends on it. Gives its
-        exit code; raises TimeoutError."""
+        """Until the container has ended; gives its exit code. Raises TimeoutError."""
+        return int(self._ended(container, seconds).exit_code)
+
+    def wait_end(self, container: str, seconds: float = _PATIENCE) -> float:
+        """Until the container has ended; gives the time at which the runtime saw it, in seconds since the epoch.
+        Raises TimeoutError, and RuntimeError for an exit code other than 0."""
+        status = self._ended(container, seconds)
+        if status.exit_code:
+            raise RuntimeError(f"container {container} ended with {status.exit_code}: {status.message}")
+        return float(status.finished_at) / 1e9
+
+    def _ended(self, container: str, seconds: float) -> ContainerStatus:
+        """CRI can only be asked, so this asks, and no clock depends on it."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             status = self.cri.status(container).status
             if status.state == ContainerState.CONTAINER_EXITED:
-                return int(status.exit_code)
+                return status
             time.sleep(0.05)
         raise TimeoutError(f"container {container} did not end within {seconds:g} s")
+
+
+def parse_phases(text: str) -> dict[str, float]:
+    """``name=1.5ms`` with blanks between: name to milliseconds, in order. A name that comes again gets a number."""
+    phases: dict[str, float] = {}
+    seen: Counter[str] = Counter()
+    for lap in text.split():
+        name, _, taken = lap.rpartition("=")
+        seen[name] += 1
+        phases[name if seen[name] == 1 else f"{name} {seen[name]}"] = float(taken.removesuffix("ms"))
+    return phases
 
 
 def first_line(path: str) -> Line:

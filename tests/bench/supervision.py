@@ -28,6 +28,7 @@ from kuasar.core import log
 from kuasar.core.config import Config, load
 from kuasar.supervisor import render
 from kuasar.supervisor.client import SupervisorClient
+from tests.bench.contestants import OURS
 from tests.bench.plan import Plan, rounds
 from tests.bench.pods import Tick
 from tests.bench.results import Results
@@ -114,7 +115,7 @@ async def _measure(results: Results, plan: Plan, config: Config, tick: Tick) -> 
                 await loop.run_in_executor(thread, client.add, sandbox)
                 ready = await _greeting(greeted[sandbox], sandbox, config)
                 if number >= 0:
-                    results.add("worker_ready", "ours", (ready - asked) * 1000)
+                    results.add("worker_ready", OURS, (ready - asked) * 1000)
             tick()
             await _create_all(router, list(greeted))
             await _ask(router, results, plan, "bus", list(greeted))
@@ -158,7 +159,7 @@ async def _ask(router: BusRouter, results: Results, plan: Plan, key: str, sandbo
             asked = time.perf_counter()
             await _call(router, sandbox, "sandbox.status", {"verbose": False})
             if counts:
-                results.add(key, "ours", (time.perf_counter() - asked) * 1e6)
+                results.add(key, OURS, (time.perf_counter() - asked) * 1e6)
         if number % 10 == 9:
             await asyncio.sleep(0)
 

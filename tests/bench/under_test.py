@@ -10,12 +10,17 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from kuasar.cli.images import BUSYBOX, wasm_image, write_archive
-from scripts.layout import CHECKOUT, Layout
+from kuasar.cli.images import BUSYBOX, write_archive
+from scripts.layout import CHECKOUT, Layout, default_settings, engine_settings
 from scripts.stack import running
-from tests.wasm import module
+from tests.bench.contestants import COLD
+from tests.bench.modules import WASM_IMAGE, modules_image
 
-_WASM = "localhost/kuasar/bench-hello:1"
+SETTINGS = f"""{default_settings()}
+[sandboxers.{COLD.handler}]
+engine = "qemu-cold"
+{engine_settings("qemu-cold", "qemu", template=False)}"""
+"""All engines, and one whose machines boot."""
 _DATA = f"{CHECKOUT}/.kuasar/bench"
 _SUBNET = "10.89.0.0/16"
 
@@ -33,22 +38,27 @@ class UnderTest:
     """What the command lines of the stack's own processes contain; empty if they are not known."""
 
 
+def layout() -> Layout:
+    """Of our own stack: it has a handler more than the shipped ones."""
+    return Layout(name="bench", data=_DATA, subnet=_SUBNET, settings=SETTINGS, handlers=(COLD.handler,))
+
+
 @contextlib.contextmanager
 def existing(socket: str, image: str, wasm_image: str) -> Iterator[UnderTest]:
     """A containerd that runs, with images that it has."""
-    yield UnderTest(socket, image or BUSYBOX, wasm_image or _WASM, "/var/log/pods", "")
+    yield UnderTest(socket, image or BUSYBOX, wasm_image or WASM_IMAGE, "/var/log/pods", "")
 
 
 @contextlib.contextmanager
 def own_stack(console: Console) -> Iterator[UnderTest]:
     """supervisord, gateway, zygote and containerd, started and stopped here; images and logs stay for the next run."""
     with console.status("starting containerd and ours under supervisord"), contextlib.ExitStack() as starting:
-        stack = starting.enter_context(running(Layout(name="bench", data=_DATA, subnet=_SUBNET)))
+        stack = starting.enter_context(running(layout()))
         with tempfile.TemporaryDirectory(prefix="kuasar-bench-") as directory:
             archive = os.path.join(directory, "wasm.tar")
-            write_archive(wasm_image(module("hello"), _WASM), archive)
+            write_archive(modules_image(), archive)
             stack.import_image(archive)
         started = starting.pop_all()
     with started:
-        layout = stack.layout
-        yield UnderTest(layout.containerd_socket, BUSYBOX, _WASM, f"{layout.logs}/pods", layout.run)
+        used = stack.layout
+        yield UnderTest(used.containerd_socket, BUSYBOX, WASM_IMAGE, f"{used.logs}/pods", used.run)

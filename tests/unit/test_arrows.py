@@ -15,7 +15,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": set(),
     "bus": {"core"},
     "agent": {"core"},
-    "backends": {"core", "agent.client", "agent.kernel", "agent.mounts"},
+    # the driver of an engine that is a program knows how it is started and which versions will do
+    "backends": {
+        "core",
+        "agent.client",
+        "agent.kernel",
+        "agent.mounts",
+        "agent.drivers.wasmedge",
+        "agent.drivers.wasm.native",
+    },
     "supervisor": {"core", "workers.main", "agent.main", "agent.kernel", "gateway.main"},
     "workers": {
         "core",
@@ -27,7 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "supervisor.keeper_client",
     },
     "gateway": {"core", "api", "bus", "supervisor.client", "supervisor.keeper_client"},
-    "cli": {"core", "api", "supervisor.client"},
+    # engines are asked and templates made by programs; the guest image is only a description of files
+    "cli": {"core", "api", "supervisor.client", "backends.guest_image"},
 }
 # Leaves may not even import other packages from PyPI than these.
 THIRD_PARTY: dict[str, set[str]] = {"core": {"msgpack"}, "agent": {"msgpack", "wasmtime"}}

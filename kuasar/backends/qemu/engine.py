@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import ROOT, Host, MachineSpec
 from kuasar.backends.microvm import MicroVm
+from kuasar.backends.probing import Probe, ProbeHost, require_program
 from kuasar.backends.processes import open_log
 from kuasar.backends.qemu.devices import Devices
 from kuasar.backends.qemu.facts import Setup, find_setup
@@ -25,6 +26,18 @@ class Engine(MicroVm):
     """A pod in a QEMU machine."""
 
     kind: ClassVar[str] = "qemu"
+
+    @classmethod
+    async def probe(cls, host: ProbeHost, settings: config.Engine, deadline: float) -> Probe:
+        setup = await find_setup(host, settings)
+        if settings.shared_fs == "virtiofs":
+            require_program(settings.virtiofsd, 'name it with `virtiofsd` of the engine, or set shared_fs = "none"')
+        shape = setup.shape
+        return Probe(
+            setup.binary,
+            shape.qemu_version,
+            {"accel": shape.accel, "cpu": shape.cpu, "image": setup.image, "image_digest": shape.image_digest},
+        )
 
     def __init__(self, host: Host, settings: config.Engine) -> None:
         super().__init__(host, settings)

@@ -11,22 +11,30 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
-from kuasar.backends.base import Host
 from kuasar.backends.guest_image import INITRD, KERNEL, ImageUnusable, load
 from kuasar.backends.qemu.shape import Shape, command_line, cpu_model
 from kuasar.core import log
 from kuasar.core.config import Engine
 from kuasar.core.errors import BackendFailed, DeadlineExceeded
+from kuasar.core.spawn import Completed
 
 DEFAULT_BINARY = "qemu-system-x86_64"
 _MIB = 1024 * 1024
 _ASK_SECONDS = 10.0
 _PROBE_SECONDS = 6.0
 _FIRST_WORDS = b"kuasar-guest:"
+
+
+class Runner(Protocol):
+    """Of a :class:`kuasar.backends.base.Host`, what is needed here."""
+
+    async def run(self, argv: Sequence[str], deadline: float | None) -> Completed:
+        """Run a program to its end."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Setup:
     shape: Shape
 
 
-async def find_setup(host: Host, settings: Engine) -> Setup:
+async def find_setup(host: Runner, settings: Engine) -> Setup:
     """Look at QEMU, the guest image and the host. Raises :class:`BackendFailed` naming what is missing or broken."""
     binary = _find_binary(settings.binary or DEFAULT_BINARY)
     try:
@@ -83,7 +91,7 @@ def _identity(path: str) -> str:
     return f"{path}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}"
 
 
-async def _ask(host: Host, settings: Engine, binary: str, kernel: str, digest: str) -> Mapping[str, str]:
+async def _ask(host: Runner, settings: Engine, binary: str, kernel: str, digest: str) -> Mapping[str, str]:
     """``version`` and ``accel``, from memory where nothing has changed."""
     wanted = {
         "binary": _identity(binary),
@@ -105,7 +113,7 @@ async def _ask(host: Host, settings: Engine, binary: str, kernel: str, digest: s
     return facts
 
 
-async def _version(host: Host, binary: str) -> str:
+async def _version(host: Runner, binary: str) -> str:
     done = await host.run([binary, "--version"], time.monotonic() + _ASK_SECONDS)
     match = re.search(rb"version (\S+)", done.output)
     if done.exit.shell_code or match is None:
@@ -115,7 +123,7 @@ async def _version(host: Host, binary: str) -> str:
     return match[1].decode(errors="replace")
 
 
-async def _kvm_works(host: Host, binary: str, kernel: str, initrd: str) -> bool:
+async def _kvm_works(host: Runner, binary: str, kernel: str, initrd: str) -> bool:
     """Boot the guest's kernel without a disk: it says so and switches itself off."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return False

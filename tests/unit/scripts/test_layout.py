@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from kuasar.core.config import Config, load
-from scripts.layout import CHECKOUT, Layout, render
+from scripts.layout import CHECKOUT, Layout, default_settings, engine_settings, render, runtimes
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a stack's directory is in /run")
 
@@ -91,6 +91,33 @@ def test_extra_settings_are_appended(tmp_path: Path) -> None:
             assert tomllib.loads(file.read())["engines"]["runc"] == {"binary": "crun"}
     finally:
         shutil.rmtree(layout.run)
+
+
+@needs_root
+def test_extra_handlers_are_declared(tmp_path: Path) -> None:
+    settings = f"""{default_settings()}
+[sandboxers.kuasar-2]
+engine = "second"
+{engine_settings("second", "qemu", template=False, accel="tcg")}"""
+    layout = Layout(f"u{secrets.token_hex(3)}", str(tmp_path), settings=settings, handlers=("kuasar-2",))
+    try:
+        render(layout, "localhost/kuasar/pause:1")
+        config, drop_in = load(layout.config), toml(f"{layout.run}/containerd-kuasar.toml")
+    finally:
+        shutil.rmtree(layout.run)
+    second = config.engine(config.sandboxers["kuasar-2"].engine)
+    assert (second.kind, second.template, second.accel) == ("qemu", False, "tcg")
+    assert second.image == config.engine("qemu").image
+    assert drop_in["proxy_plugins"]["kuasar-2"] == {"type": "sandbox", "address": layout.gateway_socket}
+    handlers = drop_in["plugins"]["io.containerd.cri.v1.runtime"]["containerd"]["runtimes"]
+    assert handlers["kuasar-2"] == {"runtime_type": "io.containerd.kuasar.v2", "sandboxer": "kuasar-2"}
+    assert set(handlers) == runtimes(layout) == runtimes(Layout()) | {"kuasar-2"}
+
+
+@pytest.mark.parametrize("handler", ["", "Kuasar", "a]b", "a.b"])
+def test_handlers_that_are_no_names_are_refused(handler: str) -> None:
+    with pytest.raises(ValueError, match="handlers: "):
+        Layout(handlers=(handler,))
 
 
 @needs_root

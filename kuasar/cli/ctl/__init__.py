@@ -1,0 +1,1 @@
+"""``kuasarctl``: what an operator asks and does on one node."""

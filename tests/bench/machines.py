@@ -1,0 +1,112 @@
+"""Pods in virtual machines: clones of a template against machines that boot, in the pods' network (CNI).
+
+A machine has no access to the host's network, so there is no other way. A boot takes as long as many clones, so each
+round has several clones to one boot.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.bench.containers import hello
+from tests.bench.contestants import COLD, MACHINE, Contestant
+from tests.bench.memory import growing, mean
+from tests.bench.metrics import AT_ONCE
+from tests.bench.node import Node, Pod
+from tests.bench.plan import Plan, rounds
+from tests.bench.pods import Tick, turns
+from tests.bench.processes import Process, processes
+from tests.bench.results import Results
+from tests.bench.smaps import memory_files_mib, memory_of
+
+_STARTS = {MACHINE: "clone of template ", COLD: "boot: template = false"}
+
+
+def one_at_a_time(node: Node, results: Results, plan: Plan, who: Sequence[Contestant], tick: Tick) -> None:
+    """RunPodSandbox, its way to the first output, StopPodSandbox."""
+    for number, counts in rounds(plan.boots, plan.boot_seconds, warmup=1 if MACHINE in who else 0):
+        for one in turns(who, number):
+            for _ in range(plan.clones_per_boot if one is MACHINE else 1):
+                if not counts and one is COLD:
+                    continue  # a boot is the same the first time
+                _one(node, results, one, counts)
+        tick()
+
+
+def _one(node: Node, results: Results, one: Contestant, counts: bool) -> None:
+    asked = time.time()
+    pod, run = node.run_pod(one, host_network=False)
+    phases = _require_start(node, pod)
+    seen = hello(node, pod)
+    stop = node.stop(pod)
+    node.remove(pod)
+    if counts:
+        results.add("machine.run", one, run)
+        results.add("machine.first_output", one, (seen - asked) * 1000)
+        results.add("machine.stop", one, stop)
+        results.phases[one.name].append(phases)
+
+
+def _require_start(node: Node, pod: Pod) -> dict[str, float]:
+    """The phases of a start. Raises RuntimeError when it was of another kind than the one that is measured."""
+    start = node.info(pod).get("start", "")
+    if not start.startswith(_STARTS[pod.who]):
+        raise RuntimeError(f"pod {pod.id} of {pod.who.handler} says {start!r} of its start, not {_STARTS[pod.who]!r}")
+    return node.phases(pod)
+
+
+def many_at_once(node: Node, results: Results, plan: Plan, who: Sequence[Contestant], tick: Tick) -> None:
+    """RunPodSandbox of ``AT_ONCE`` machines by as many callers; each caller's time is a sample."""
+
+    def run(one: Contestant) -> tuple[Pod, float]:
+        return node.run_pod(one, host_network=False)
+
+    with ThreadPoolExecutor(AT_ONCE) as callers:
+        batches = {MACHINE: plan.clone_batches, COLD: plan.boot_batches}
+        for number in range(max(batches.values())):
+            for one in (one for one in who if number < batches[one]):
+                pods = list(callers.map(run, [one] * AT_ONCE))
+                for pod, _ in pods:
+                    _require_start(node, pod)
+                list(callers.map(node.remove, [pod for pod, _ in pods]))
+                results.add("machine.run.many", one, *(taken for _, taken in pods))
+                tick()
+
+
+def memory(node: Node, results: Results, plan: Plan, who: Sequence[Contestant], tick: Tick) -> None:
+    """Idle machines without containers. Private is what nobody else has: of QEMU all but its memory file, and of that
+    all that is allocated, even what QEMU has not mapped or virtiofsd has mapped, too."""
+    for one in who:
+        with growing(node, one, plan.machine_counts, lambda one: node.run_pod(one, host_network=False)[0]) as stages:
+            for pods in stages:
+                known = processes()
+                for pod in pods:
+                    _require_start(node, pod)
+                roles = [_roles(pod, node.pause_pid(pod), known) for pod in pods]
+                own = [sum(mib for role, mib in of.items() if role in _OWN) for of in roles]
+                results.add(f"machine.private.{len(pods)}", one, *own)
+                results.add(f"machine.memory.{len(pods)}", one, *(sum(of.values()) for of in roles))
+                results.keep_memory("machine", one, len(pods), mean(roles))
+                tick()
+
+
+_OWN = ("QEMU, anonymous", "QEMU, files", "memory file")
+
+
+def _roles(pod: Pod, qemu: int, known: Mapping[int, Process]) -> dict[str, float]:
+    """Role to MiB of one machine. Raises RuntimeError for one that lacks a process."""
+    others = [process for process in known.values() if pod.id in process.command and process.pid != qemu]
+    servers = [process.pid for process in others if "virtiofsd" in process.command]
+    workers = [process.pid for process in others if "virtiofsd" not in process.command]
+    if not qemu or not servers or not workers:
+        raise RuntimeError(f"pod {pod.id}: QEMU is {qemu}, virtiofsd {servers}, the worker {workers}: all are needed")
+    machine = memory_of(qemu)
+    return {
+        "memory file": memory_files_mib(qemu),
+        "QEMU, anonymous": machine.private_anonymous,
+        "QEMU, files": machine.private_of_files,
+        "virtiofsd": sum(memory_of(pid).pss for pid in servers),
+        "worker": sum(memory_of(pid).pss for pid in workers),
+    }

@@ -1,0 +1,7 @@
+"""Fixtures of the command's tests."""
+
+from __future__ import annotations
+
+from tests.unit.cli.ctl.node_files import files
+
+__all__ = ["files"]
