@@ -1,7 +1,7 @@
 """What the commands print: tables and bars for people, JSON for programs, remarks on standard error.
 
-In a terminal ``rich`` draws; into a pipe go plain columns, for which it need not be loaded: that saves 0.1 s, and as much
-again for 200 rows.
+In a terminal ``rich`` draws; into a pipe go plain columns, for which it need not be loaded: that saves 0.1 s, and as
+much again for 200 rows.
 """
 
 from __future__ import annotations
