@@ -58,6 +58,7 @@ def mount_all() -> None:
         with suppress(FileExistsError):
             os.symlink(target, f"/dev/{name}")
     _delegate_controllers()
+    _set_memory_policy()
 
 
 def _delegate_controllers() -> None:
@@ -66,6 +67,13 @@ def _delegate_controllers() -> None:
         controllers = file.read().split()
     with open(f"{_CGROUP}/cgroup.subtree_control", "w", encoding="ascii") as file:
         file.write(" ".join(f"+{name}" for name in controllers))
+
+
+def _set_memory_policy() -> None:
+    """A program may ask for more memory than a small machine has, as it may on a large host: what it uses is what its
+    container's limit is about."""
+    with open("/proc/sys/vm/overcommit_memory", "w", encoding="ascii") as file:
+        file.write("1")
 
 
 def load_boot_modules() -> None:

@@ -30,6 +30,7 @@ GUEST_DIRECTORY = "/run/kuasar"
 NO_HOST_NAMESPACE = "a virtual machine has a kernel of its own"
 _KILL_SECONDS = 5.0
 _POWER_OFF_SECONDS = 3.0
+_SETTLE_SECONDS = 1.0
 _CLOCK_SECONDS = 300.0
 _LARGEST_CLOCK_OFFSET = 500_000_000
 _CLOCK_TRIES = 5
@@ -335,7 +336,8 @@ class MicroVm(Backend):
         finally:
             for task in tasks:
                 task.cancel()
-        if self.vmm.alive:
+        # virtiofsd ends when its connection does, and is often seen first.
+        if not await self.vmm.ended_by(time.monotonic() + _SETTLE_SECONDS):
             # Without its files every container of the machine hangs: an end with a reason is better.
             await self.vmm.kill(time.monotonic() + _KILL_SECONDS)
             return Ended(255, f"the server of the machine's shared directory (virtiofsd) died: {self._tail_of_log()}")

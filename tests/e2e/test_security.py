@@ -10,7 +10,7 @@ import pytest
 from kuasar.api.gen.cri.v1.common_pb2 import SecurityProfile
 from kuasar.api.gen.cri.v1.container_pb2 import Device
 from kuasar.cli.cri import CriError
-from tests.e2e.engines import DEVICES, EXEC, LINUX_DETAILS, SHELL
+from tests.e2e.engines import DEVICES, EXEC, HOST_NETWORK, LINUX_DETAILS, SHELL
 from tests.e2e.harness import Container, Node, Pod
 
 pytestmark = pytest.mark.needs(SHELL, EXEC)
@@ -168,7 +168,7 @@ def test_sysctls_that_are_not_the_pod_s_are_refused(node: Node, key: str) -> Non
         assert file.read() == before
 
 
-@pytest.mark.needs(LINUX_DETAILS)
+@pytest.mark.needs(LINUX_DETAILS, HOST_NETWORK)
 def test_network_sysctls_are_refused_on_the_host_network(node: Node) -> None:
     with pytest.raises(CriError, match=r"net\.ipv4\.ip_unprivileged_port_start"):
         node.pod(host_network=True, sysctls={"net.ipv4.ip_unprivileged_port_start": "81"})

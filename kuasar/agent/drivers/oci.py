@@ -29,7 +29,7 @@ from kuasar.agent.drivers.runtime import NO_STREAMS, Runtime, write_json
 from kuasar.agent.files import remove_tree
 from kuasar.core import cgroup, log
 from kuasar.core.aio import Loop, Task
-from kuasar.core.errors import KuasarError, NotFound
+from kuasar.core.errors import BackendFailed, KuasarError, NotFound
 from kuasar.core.spawn import Children
 from kuasar.core.threads import in_thread
 
@@ -79,6 +79,9 @@ class OciDriver:
         self.anticipate()
         try:
             return await self._runtime.create(setup.id, setup.directory, stdio, deadline)
+        except BackendFailed as exc:
+            await self._undo_create(setup.id)
+            raise _with_program(exc, setup.spec) from exc
         except BaseException:
             await self._undo_create(setup.id)
             raise
@@ -139,3 +142,11 @@ class OciDriver:
         if container is None:
             raise NotFound(f"the runtime has no container {container_id}")
         return container
+
+
+def _with_program(exc: BackendFailed, spec: Mapping[str, Any]) -> BackendFailed:
+    """The error with the program's name in it: not every runtime says which one it could not execute."""
+    program = str(((spec.get("process") or {}).get("args") or [""])[0])
+    if not program or program in exc.message:
+        return exc
+    return BackendFailed(f"{program}: {exc.message}", **exc.data)
