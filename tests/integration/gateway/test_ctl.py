@@ -129,7 +129,16 @@ def test_doctor_of_a_node_without_containerd(node: Node) -> None:
     node.run("aaa1", "web")
     found = {each["check"]: each for each in data(node, "doctor", code=1)["checks"]}
     assert {name for name, each in found.items() if each["status"] == "fail"} == {"containerd"}
-    for name in ("supervisord", "workers", "zygote", "keeper", "gateway", "leftovers", "engine runc"):
+    for name in (
+        "supervisord",
+        "workers",
+        "zygote",
+        "keeper",
+        "gateway",
+        "leftovers",
+        "engine runc",
+        "descriptors of supervisord",
+    ):
         assert found[name]["status"] == "pass", found[name]
     assert found["engine gone"]["status"] == "warn"
     node.ctl("stop", "sandbox:aaa1")
