@@ -134,8 +134,15 @@ class Demo:
         self._head(f"{supervisorctl} status")
         argv = [sys.executable, "-m", "supervisor.supervisorctl", "-c", layout.supervisord_conf, "status"]
         self._text(subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout)
+        bin_dir = os.path.relpath(os.path.dirname(sys.executable))
+        kuasarctl = f"{bin_dir}/kuasarctl --config {layout.config}"
+        self._head(f"{kuasarctl} ps")
+        argv = [sys.executable, "-m", "kuasar.cli.ctl.main", "--config", layout.config, "ps"]
+        self._text(subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout)
         self._head("where to look further")
         for what, command_line in (
+            ("a start's time", f"{kuasarctl} timings {self.pods[0].pod[:13]}"),
+            ("the node", f"{kuasarctl} doctor"),
             ("a pod's worker", f"{supervisorctl} tail -f sandbox:{self.pods[0].pod}"),
             ("all logs", os.path.relpath(layout.logs)),
             ("per sandbox", os.path.relpath(f"{layout.logs}/sandboxes")),

@@ -32,6 +32,8 @@ from kuasar.gateway.supervision import Supervision
 SERVICE = pb.DESCRIPTOR.services_by_name["Admin"].full_name
 ASK_SECONDS = 10.0
 ENGINES_SECONDS = 60.0
+_RESTARTS_SECONDS = 2.0
+"""A list without the restarts is better than none."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Q = TypeVar("Q")
@@ -136,9 +138,12 @@ class AdminService:
     async def _restarts(self) -> tuple[dict[str, int], str]:
         """By sandbox, and why they are not known."""
         try:
-            return {state["id"]: state["restarts"] for state in await self._supervision.states()}, ""
+            async with asyncio.timeout(_RESTARTS_SECONDS):
+                return {state["id"]: state["restarts"] for state in await self._supervision.states()}, ""
         except KuasarError as exc:
             return {}, exc.message
+        except TimeoutError:
+            return {}, f"supervisord did not answer within {_RESTARTS_SECONDS:g} s"
 
     def _described(self, summary: Summary, restarts: dict[str, int]) -> pb.Sandbox:
         link = self._workers.link(summary.id)

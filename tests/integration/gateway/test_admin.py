@@ -88,6 +88,18 @@ def test_the_list_asks_no_worker(node: Node) -> None:
         shutil.rmtree(f"{node.config.sandboxes_dir}/copy{number}")
 
 
+def test_the_list_comes_also_when_supervisord_hangs(node: Node) -> None:
+    node.run("aaa1", "web")
+    os.kill(node.daemon.process.pid, signal.SIGSTOP)
+    try:
+        answer = node.admin.ListSandboxes(pb.ListSandboxesRequest(), timeout=SECONDS)
+    finally:
+        os.kill(node.daemon.process.pid, signal.SIGCONT)
+    (found,) = answer.sandboxes
+    assert (found.id, found.state, found.restarts) == ("aaa1", "ready", -1)
+    assert "supervisord did not answer" in answer.supervisord_error
+
+
 def test_a_record_that_cannot_be_read_is_shown(node: Node) -> None:
     Path(node.config.sandboxes_dir, "odd").mkdir()
     Path(node.config.sandboxes_dir, "odd", "sandbox.msgpack").write_bytes(b"\xc1")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from kuasar.api.gen.kuasar.admin.v1 import admin_pb2 as pb
 from tests.integration.gateway.node import SECONDS, Node, running
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="sandboxes need root")
+IMAGE = Path(__file__).parents[3] / ".kuasar" / "guest" / "image"
 ARGV = [sys.executable, "-m", "kuasar.cli.ctl.main"]
 
 
@@ -126,10 +129,45 @@ def test_doctor_of_a_node_without_containerd(node: Node) -> None:
     node.run("aaa1", "web")
     found = {each["check"]: each for each in data(node, "doctor", code=1)["checks"]}
     assert {name for name, each in found.items() if each["status"] == "fail"} == {"containerd"}
-    for name in ("supervisord", "workers", "zygote", "keeper", "gateway", "leftovers", "engine runc"):
+    for name in (
+        "supervisord",
+        "workers",
+        "zygote",
+        "keeper",
+        "gateway",
+        "leftovers",
+        "engine runc",
+        "descriptors of supervisord",
+    ):
         assert found[name]["status"] == "pass", found[name]
     assert found["engine gone"]["status"] == "warn"
     node.ctl("stop", "sandbox:aaa1")
     assert "stopped by an operator: aaa1" in ctl(node, "doctor", code=1)
     assert "was stopped by an operator" in ctl(node, "why", "web")
+    looked = data(node, "inspect", "web")
+    assert "stopped by an operator" in looked["note"]
+    assert (looked["state"], looked["worker"]) == ("ready", None)
     node.ctl("start", "sandbox:aaa1")
+
+
+@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU is not installed")
+@pytest.mark.skipif(not (IMAGE / "image.json").exists(), reason="needs the guest image (make guest)")
+def test_a_template_is_made_listed_and_removed(tmp_path: Path) -> None:
+    config = tmp_path / "kuasar.toml"
+    config.write_text(
+        f'state_dir = "{tmp_path}/s"\ncache_dir = "{tmp_path}/c"\nsandboxers = {{}}\n'
+        f'[engines.qemu]\nimage = "{IMAGE}"\n'
+    )
+
+    def run(*arguments: str) -> str:
+        argv = [*ARGV, "--config", str(config), "template", *arguments]
+        return subprocess.run(argv, stdout=subprocess.PIPE, text=True, timeout=4 * SECONDS, check=True).stdout
+
+    assert json.loads(run("ls", "--json")) == []
+    run("build")
+    (found,) = json.loads(run("ls", "--json"))
+    assert (found["engine"], found["state"]) == ("qemu", "ready")
+    assert found["boot_seconds"] > 0
+    assert 0 < found["bytes"] < found["memory_bytes"]
+    run("rm", found["key"][:6])
+    assert json.loads(run("ls", "--json")) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from kuasar.cli.ctl import words
 from kuasar.cli.ctl.doctor.finding import Finding, failed, passed, warned
@@ -22,8 +22,9 @@ def check(config: Config) -> Iterator[Finding]:
     yield _state(config.state_dir)
     for name in ("state_dir", "log_dir", "cache_dir"):
         yield _space(f"space of {name}", getattr(config, name))
-    yield _descriptors("descriptors of gateway", config.gateway.socket)
-    yield _descriptors("descriptors of supervisord", config.supervisor.socket)
+    yield _descriptors("descriptors of gateway", lambda: listener_pid(config.gateway.socket))
+    # it has become a daemon after it began to listen, so its socket names a process that is gone
+    yield _descriptors("descriptors of supervisord", lambda: _noted_pid(f"{config.state_dir}/supervisord.pid"))
 
 
 def _state(path: str) -> Finding:
@@ -59,15 +60,20 @@ def _space(check: str, path: str) -> Finding:
     return passed(check, reason)
 
 
-def _descriptors(check: str, socket_path: str) -> Finding:
-    """Of the process that listens there."""
+def _noted_pid(path: str) -> int:
+    with open(path, encoding="ascii") as file:
+        return int(file.read())
+
+
+def _descriptors(check: str, find_pid: Callable[[], int]) -> Finding:
+    """Of one process, against its own limit."""
     try:
-        pid = listener_pid(socket_path)
+        pid = find_pid()
         used = len(os.listdir(f"/proc/{pid}/fd"))
         with open(f"/proc/{pid}/limits", encoding="ascii") as file:
             most = next(int(line.split()[3]) for line in file if line.startswith("Max open files"))
-    except (OSError, StopIteration, ValueError):
-        return warned(check, f"nobody to ask behind {socket_path}", "see the check of that process")
+    except (OSError, StopIteration, ValueError) as exc:
+        return warned(check, f"the process cannot be looked at: {exc}", "see the check of that process")
     if used > most * _USED_SHARE:
         return warned(check, f"{used} of {most} are used", "raise its limit of open files (LimitNOFILE, ulimit -n)")
     return passed(check, f"{used} of {most} are used")

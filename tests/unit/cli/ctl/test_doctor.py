@@ -12,6 +12,7 @@ import pytest
 
 from kuasar.cli.ctl.doctor import containerd, kernel, machines, storage
 from kuasar.cli.ctl.doctor.finding import FAIL, PASS, WARN
+from kuasar.cli.ctl.node import listener_pid
 from kuasar.core.config import Config, load
 from tests.unit.cli.ctl.node_files import Files
 
@@ -79,11 +80,11 @@ def test_state_directory(tmp_path: Path) -> None:
 
 def test_descriptors_are_those_of_the_process_behind_the_socket(tmp_path: Path) -> None:
     path = str(tmp_path / "x.sock")
-    assert storage._descriptors("d", path).status == WARN
+    assert storage._descriptors("d", lambda: listener_pid(path)).status == WARN
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
-        found = storage._descriptors("d", path)
+        found = storage._descriptors("d", lambda: listener_pid(path))
     assert found.status == PASS
     assert " of " in found.reason
 
