@@ -28,9 +28,9 @@ def one_at_a_time(node: Node, results: Results, plan: Plan, who: Sequence[Contes
     """RunPodSandbox, its way to the first output, StopPodSandbox."""
     for number, counts in rounds(plan.boots, plan.boot_seconds, warmup=1 if MACHINE in who else 0):
         for one in turns(who, number):
-            for _ in range(plan.clones_per_boot if one is MACHINE else 1):
-                if not counts and one is COLD:
-                    continue  # a boot is the same the first time
+            if not counts and one is COLD:
+                continue  # a boot is the same the first time
+            for _ in range(plan.clones_per_boot if counts and one is MACHINE else 1):
                 _one(node, results, one, counts)
         tick()
 
@@ -84,9 +84,11 @@ def memory(node: Node, results: Results, plan: Plan, who: Sequence[Contestant], 
                 known = processes()
                 for pod in pods:
                     _require_start(node, pod)
-                roles = [_roles(pod, node.pause_pid(pod), known) for pod in pods]
+                machines = [node.pause_pid(pod) for pod in pods]
+                roles = [_roles(pod, qemu, known) for pod, qemu in zip(pods, machines, strict=True)]
                 own = [sum(mib for role, mib in of.items() if role in _OWN) for of in roles]
                 results.add(f"machine.private.{len(pods)}", one, *own)
+                results.add(f"machine.mapped.{len(pods)}", one, *(memory_of(qemu).private for qemu in machines))
                 results.add(f"machine.memory.{len(pods)}", one, *(sum(of.values()) for of in roles))
                 results.keep_memory("machine", one, len(pods), mean(roles))
                 tick()

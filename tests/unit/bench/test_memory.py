@@ -34,7 +34,9 @@ VmFlags: rd mr mw me
 
 
 def test_smaps_are_split_by_what_is_mapped() -> None:
-    assert parse(MAPPINGS.splitlines()) == Memory(1.5, 1.0, 20.0, 3.0)
+    memory = parse(MAPPINGS.splitlines())
+    assert memory == Memory(1.5, 1.0, 20.0, 3.0)
+    assert memory.private == 22.5
 
 
 def test_pages_written_to_a_private_view_of_a_memory_file_are_anonymous() -> None:
