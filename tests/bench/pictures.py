@@ -52,8 +52,9 @@ def draw(results: Results, directory: str) -> list[str]:
     return [name for name in drawn if name]
 
 
-def _save(figure: Any, path: str) -> str:
-    figure.tight_layout()
+def _save(figure: Any, path: str, *, tight: bool = True) -> str:
+    if tight:
+        figure.tight_layout()
     figure.savefig(path, dpi=120, bbox_inches="tight")
     pyplot.close(figure)
     return path.rpartition("/")[2]
@@ -147,4 +148,4 @@ def _phases(results: Results, rows: Mapping[str, tuple[str, str, Contestant]], t
     axis.set_yticks(range(len(rows)), rows)
     axis.set(title=f"{title}: medians of its phases", xlabel="ms")
     axis.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.7 / len(rows)))
-    return _save(figure, path)
+    return _save(figure, path, tight=False)  # the legend is outside
