@@ -79,6 +79,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("machine.first_output", "RunPodSandbox to the container's first output, CNI"),
     Metric("machine.stop", "StopPodSandbox with a container that has ended, CNI"),
     *(Metric(f"machine.private.{n}", f"private memory of an idle machine, {_pods(n)}", "MiB") for n in MACHINE_COUNTS),
+    *(Metric(f"machine.mapped.{n}", f"– of that mapped by QEMU alone, {_pods(n)}", "MiB") for n in MACHINE_COUNTS),
     *(
         Metric(f"machine.memory.{n}", f"the same with virtiofsd and worker (Pss), {_pods(n)}", "MiB")
         for n in MACHINE_COUNTS

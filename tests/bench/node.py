@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,6 +28,7 @@ from tests.bench.under_test import UnderTest
 
 LABEL = "kuasar-bench"
 _PATIENCE = 60.0
+_REMOVERS = 10
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,8 @@ class Node:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pod in list(self._pods.values()):
-            with suppress(CriError):
-                self.remove(pod)
+        with suppress(CriError):
+            self.remove_all()
         self.cri.close()
         shutil.rmtree(self._log_root, ignore_errors=True)
 
@@ -114,6 +115,18 @@ class Node:
             self._pods.pop(pod.id, None)
         shutil.rmtree(pod.config.log_directory, ignore_errors=True)
         return taken
+
+    def remove_all(self) -> None:
+        """Removes every pod of this run, those that did not come up, too. Raises CriError once all were tried."""
+        there = [pod.id for pod in self.cri.list_pods(labels={LABEL: self._run})]
+        with ThreadPoolExecutor(_REMOVERS) as callers:
+            removals = [callers.submit(self.cri.remove_pod, pod) for pod in there]
+        with self._lock:
+            pods, self._pods = self._pods, {}
+        for pod in pods.values():
+            shutil.rmtree(pod.config.log_directory, ignore_errors=True)
+        for removal in removals:
+            removal.result()
 
     def info(self, pod: Pod) -> dict[str, str]:
         """What the runtime says of a pod when asked for everything: strings, and JSON where containerd adds its own."""

@@ -13,7 +13,7 @@ from tests.bench.metrics import metric_of
 from tests.bench.results import Results
 
 matplotlib.use("Agg")  # files only; there is no display
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 
 _ROLE_COLOURS = {
     "worker": "tab:blue",
@@ -30,6 +30,8 @@ _HATCHES = {"wasm": "//", "wasmedge": "\\\\"}
 _CDFS = ("run_pod.host", "run_pod.cni", "run_pod.host.many", "first_output")
 _MACHINE_CDFS = ("machine.run", "machine.first_output", "machine.run.many")
 _MEMORIES = {"memory": "Idle pod", "memory.container": "Pod with an idle container"}
+_FAR_APART = 3.0
+"""From which ratio of the slowest to the fastest start on an axis is logarithmic, where that is allowed."""
 _NETWORKS = {"host": "host network", "cni": "CNI"}
 
 
@@ -50,8 +52,9 @@ def draw(results: Results, directory: str) -> list[str]:
     return [name for name in drawn if name]
 
 
-def _save(figure: Any, path: str) -> str:
-    figure.tight_layout()
+def _save(figure: Any, path: str, *, tight: bool = True) -> str:
+    if tight:
+        figure.tight_layout()
     figure.savefig(path, dpi=120, bbox_inches="tight")
     pyplot.close(figure)
     return path.rpartition("/")[2]
@@ -70,11 +73,15 @@ def _cdf(results: Results, wanted: Sequence[str], path: str, *, logarithmic: boo
         for who, values in results.samples[key].items():
             _one_cdf(axis, values, f"{who.title} (p50 {statistics.median(values):.0f} ms)", who.colour)
         axis.set(title=metric_of(key).title, xlabel="ms", ylabel="share of starts", ylim=(0, 1.02))
-        if logarithmic:
+        times = [time for values in results.samples[key].values() for time in values]
+        if logarithmic and max(times) > _FAR_APART * min(times):
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         else:
             axis.set_xlim(0, None)
-        axis.grid(alpha=0.3, which="both")
+        axis.grid(alpha=0.3)
         axis.legend(loc="lower right", fontsize=8)
     return _save(figure, path)
 
@@ -140,5 +147,5 @@ def _phases(results: Results, rows: Mapping[str, tuple[str, str, Contestant]], t
             left += taken
     axis.set_yticks(range(len(rows)), rows)
     axis.set(title=f"{title}: medians of its phases", xlabel="ms")
-    axis.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.35))
-    return _save(figure, path)
+    axis.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.7 / len(rows)))
+    return _save(figure, path, tight=False)  # the legend is outside

@@ -45,7 +45,9 @@ class Results:
     """Sections that failed to run; anything here makes the exit code 1."""
 
     def add(self, key: str, who: Contestant, *values: float) -> None:
-        """Keep samples of a metric."""
+        """Keep samples of a metric; there may be none."""
+        if not values:
+            return
         self.samples[metric_of(key).key].setdefault(who, []).extend(values)
 
     def keep_memory(self, key: str, who: Contestant, pods: int, roles: dict[str, float]) -> None:

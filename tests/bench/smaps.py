@@ -26,6 +26,11 @@ class Memory:
     pss: float
     """Proportional set size, memory files left out."""
 
+    @property
+    def private(self) -> float:
+        """What smaps calls private, clean or dirty."""
+        return self.private_anonymous + self.private_of_files + self.private_of_memory_files
+
 
 def memory_of(pid: int) -> Memory:
     """Of a process that lives. Raises OSError for one that has ended."""

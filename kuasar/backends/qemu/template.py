@@ -232,6 +232,7 @@ def _text(path: str) -> str:
 
 
 def _write(path: str, data: bytes) -> None:
-    with open(f"{path}.new", "wb") as file:
+    new = f"{path}.new-{os.getpid()}"  # several workers may write the same at the same time
+    with open(new, "wb") as file:
         file.write(data)
-    os.replace(f"{path}.new", path)
+    os.replace(new, path)

@@ -34,7 +34,9 @@ VmFlags: rd mr mw me
 
 
 def test_smaps_are_split_by_what_is_mapped() -> None:
-    assert parse(MAPPINGS.splitlines()) == Memory(1.5, 1.0, 20.0, 3.0)
+    memory = parse(MAPPINGS.splitlines())
+    assert memory == Memory(1.5, 1.0, 20.0, 3.0)
+    assert memory.private == 22.5
 
 
 def test_pages_written_to_a_private_view_of_a_memory_file_are_anonymous() -> None:
@@ -71,12 +73,15 @@ def test_descendants_are_found() -> None:
 
 
 def test_processes_are_seen_with_command_and_parent() -> None:
-    with subprocess.Popen(["sleep", "3601"]) as sleeping:
-        try:
-            found = processes()[sleeping.pid]
-        finally:
-            sleeping.kill()
-    assert (found.parent, found.command.split()) == (os.getpid(), ["sleep", "3601"])
+    with subprocess.Popen(["cat", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as echoing:
+        assert echoing.stdin is not None
+        assert echoing.stdout is not None
+        echoing.stdin.write(b"up\n")
+        echoing.stdin.flush()
+        assert echoing.stdout.readline() == b"up\n"  # before that its command line may not be there yet
+        found = processes()[echoing.pid]
+        echoing.stdin.close()
+    assert (found.parent, found.command.split()) == (os.getpid(), ["cat", "-"])
 
 
 def test_a_mean_counts_pods_that_lack_a_role() -> None:

@@ -93,3 +93,11 @@ def test_the_screen_shows_a_table_per_comparison(capsys: pytest.CaptureFixture[s
     for comparison in COMPARISONS:
         assert comparison.title in shown
     assert "it broke" in shown
+
+
+def test_who_has_no_sample_is_left_out() -> None:
+    results = measured()
+    results.add("machine.run.many", MACHINE, 900.0)
+    results.add("machine.run.many", COLD, *())
+    assert set(results.to_json()["metrics"]["machine.run.many"]["who"]) == {"machine"}
+    assert results.ratio("machine.run.many", MACHINE, COLD) is None

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -64,6 +67,36 @@ def test_what_is_zero_is_a_hole_and_a_copy_is_equal(templates: Templates) -> Non
     finally:
         os.close(source)
         os.close(copy)
+
+
+SEEK = """
+import sys
+from kuasar.backends.qemu.template import Templates
+directory, verified, key = sys.argv[1:]
+print("ready", flush=True)
+sys.stdin.readline()
+nodes = [Templates(directory, f"{verified}-{number}") for number in range(200)]
+print([node.find(key) is not None for node in nodes].count(False), flush=True)
+"""
+
+
+def test_many_workers_find_a_template_for_the_first_time_at_once(templates: Templates, tmp_path: Path) -> None:
+    """Each notes that it has looked at all bytes; none may trip over another's note."""
+    make(templates)
+    argv = [sys.executable, "-c", SEEK, templates.directory, str(tmp_path / "seen"), KEY]
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            for _ in range(4)
+        ]
+        for worker in workers:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "ready\n"
+        for worker in workers:
+            assert worker.stdin is not None
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        assert [worker.communicate(timeout=60)[0] for worker in workers] == ["0\n"] * 4
 
 
 def test_a_missing_template_is_none(templates: Templates) -> None:
