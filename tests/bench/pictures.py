@@ -147,5 +147,5 @@ def _phases(results: Results, rows: Mapping[str, tuple[str, str, Contestant]], t
             left += taken
     axis.set_yticks(range(len(rows)), rows)
     axis.set(title=f"{title}: medians of its phases", xlabel="ms")
-    axis.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.7 / len(rows)))
+    axis.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.25))
     return _save(figure, path, tight=False)  # the legend is outside
