@@ -39,8 +39,9 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     # The daemons of a whole stack are init's, as on a node; it is looked after by name (tests/e2e/leftovers.py).
     leaks.adopt_orphans(directory != "e2e")
     machine = directory == "integration" and not request.config.getoption("--shared-machine")
-    before = leaks.Snapshot.take(machine)
+    sockets = directory != "e2e"
+    before = leaks.Snapshot.take(machine, sockets)
     yield
-    found = leaks.leaked(before, machine, gc.collect)
+    found = leaks.leaked(before, machine, gc.collect, sockets)
     if found:
         pytest.fail("left behind:\n  " + "\n  ".join(found))

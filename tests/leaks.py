@@ -41,9 +41,11 @@ class Snapshot:
     namespaces: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def take(cls, machine: bool) -> Snapshot:
-        """Of this process and its descendants; with ``machine`` also of what is not ours alone."""
-        own = cls(Counter(_descriptors()), Counter(_threads()), Counter(_processes()))
+    def take(cls, machine: bool, sockets: bool = True) -> Snapshot:
+        """Of this process and its descendants; with ``machine`` also of what is not ours alone. Without ``sockets``
+        those are not counted: gRPC's channels of a whole session make and close their connections when they like."""
+        descriptors = (name for name in _descriptors() if sockets or name != "socket")
+        own = cls(Counter(descriptors), Counter(_threads()), Counter(_processes()))
         if machine:
             own.mounts, own.cgroups = Counter(_mounts()), Counter(_cgroups())
             own.namespaces = Counter(_named_namespaces())
@@ -60,16 +62,16 @@ class Snapshot:
         return sorted(found)
 
 
-def leaked(before: Snapshot, machine: bool, settle: Callable[[], object]) -> list[str]:
+def leaked(before: Snapshot, machine: bool, settle: Callable[[], object], sockets: bool = True) -> list[str]:
     """What is there too much, once everything that ends by itself has had the time to. ``settle`` is called if
     there is something at first (to collect garbage that holds descriptors)."""
     until = time.monotonic() + PATIENCE_SECONDS
-    found = Snapshot.take(machine).more_than(before)
+    found = Snapshot.take(machine, sockets).more_than(before)
     if found:
         settle()
     while found and time.monotonic() < until:
         time.sleep(_LOOK_AGAIN_SECONDS)  # the kernel tells nobody when the last mount or cgroup is gone
-        found = Snapshot.take(machine).more_than(before)
+        found = Snapshot.take(machine, sockets).more_than(before)
     return found
 
 
