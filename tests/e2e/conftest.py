@@ -12,7 +12,7 @@ from kuasar.cli.cri import CriClient
 from scripts.stack import Stack
 from tests.deadline import Patience, eventually
 from tests.e2e import leftovers
-from tests.e2e.engines import Engine, chosen_engines
+from tests.e2e.engines import BRIEF, Engine, chosen_engines
 from tests.e2e.harness import Node, Pod
 from tests.e2e.stack import KEPT_LOGS, start_stack, tail
 
@@ -32,17 +32,27 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("engine", engines, ids=[engine.handler for engine in engines], scope="session")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Drops what the engine does not declare to have, and nothing else; everything here is end-to-end."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Drops what the engine does not declare to have, and, when no engine was chosen, what takes a slow one too long;
+    everything here is end-to-end."""
+    left_out: list[pytest.Item] = []
     for item in items:
         if not item.path.is_relative_to(Path(__file__).parent):
             continue
         item.add_marker(pytest.mark.e2e)
         engine = item.callspec.params.get("engine") if hasattr(item, "callspec") else None
+        if not isinstance(engine, Engine):
+            continue
+        if engine.brief and not os.environ.get("ENGINE") and item.path.stem not in BRIEF:
+            left_out.append(item)
+            continue
         needed = {capability for marker in item.iter_markers("needs") for capability in marker.args}
-        if isinstance(engine, Engine) and not needed <= engine.capabilities:
+        if not needed <= engine.capabilities:
             missing = ", ".join(sorted(needed - engine.capabilities))
             item.add_marker(pytest.mark.skip(reason=f"{engine.handler} does not declare: {missing}"))
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.hookimpl(wrapper=True)

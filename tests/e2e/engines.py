@@ -127,6 +127,12 @@ class WasmPrograms:
         return ["/hold.wasm"]
 
 
+BRIEF = frozenset(
+    {"test_machines", "test_lifecycle", "test_exec", "test_network", "test_volumes", "test_resources", "test_failures"}
+)
+"""What is run of an engine that is slow when no engine was chosen; `ENGINE=name` runs everything."""
+
+
 @dataclass(frozen=True)
 class Engine:
     """One runtime handler of containerd."""
@@ -139,6 +145,8 @@ class Engine:
     """How many times longer than elsewhere things may take."""
     pods_in_a_row: int = 100
     pods_at_once: int = 16
+    brief: bool = False
+    """Whether a run of all engines leaves it to the files of `BRIEF`: the whole suite takes it too long."""
 
     def can(self, capability: str) -> bool:
         """Whether the engine declares `capability`."""
@@ -159,9 +167,9 @@ ENGINES = {
     for engine in (
         Engine("kuasar-runc", BUSYBOX, LinuxPrograms(), _LINUX | {OURS, BOUNDED_DRAIN}),
         Engine("kuasar-wasmtime", WASM_MODULES, WasmPrograms(), _WASM | {OURS}),
-        Engine("kuasar-qemu", BUSYBOX, LinuxPrograms(), _MACHINE | {OURS, BOUNDED_DRAIN}, 8.0, 30, 10),
+        Engine("kuasar-qemu", BUSYBOX, LinuxPrograms(), _MACHINE | {OURS, BOUNDED_DRAIN}, 8.0, 30, 10, True),
         Engine("kuasar-wasmedge", WASM_MODULES, _WASMEDGE_PROGRAMS, _WASM | {OURS, PLUGINS}),
-        Engine("kuasar-gvisor", BUSYBOX, LinuxPrograms(), _GVISOR | {OURS, BOUNDED_DRAIN}, 3.0, 30, 8),
+        Engine("kuasar-gvisor", BUSYBOX, LinuxPrograms(), _GVISOR | {OURS, BOUNDED_DRAIN}, 3.0, 30, 8, True),
         # containerd's own shim: what the tests are proved against, and compared with
         Engine("runc", BUSYBOX, LinuxPrograms(), _LINUX | {BIDIRECTIONAL}),
     )
