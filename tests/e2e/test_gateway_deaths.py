@@ -22,7 +22,7 @@ from scripts.stack import Stack
 from tests import failpoints
 from tests.deadline import eventually
 from tests.e2e import leftovers
-from tests.e2e.engines import EXEC, OURS, SHARED_KERNEL, SHELL
+from tests.e2e.engines import EXEC, HOST_NETWORK, OURS, SHARED_KERNEL, SHELL
 from tests.e2e.harness import Container, Node
 from tests.e2e.test_restarts import kill, numbers, reachable
 
@@ -244,6 +244,7 @@ def test_supervisord_dies_and_everything_runs_on(node: Node) -> None:
     eventually(lambda: os.path.exists(f"/proc/{keeper}"), "the old keeper has left", until=lambda there: not there)
 
 
+@pytest.mark.needs(HOST_NETWORK)  # as a sandbox without a pod configuration has it
 def test_sandbox_calls_in_flight_are_repeated_and_succeed(node: Node) -> None:
     """They may fail with UNAVAILABLE, and with nothing else; the repetition finds what the first try has done."""
     stack, api, handler = node.stack, node.gateway(), node.engine.handler
