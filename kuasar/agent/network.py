@@ -19,6 +19,7 @@ from kuasar.agent.requests import Body
 from kuasar.agent.rtnetlink import Rtnetlink
 from kuasar.core.aio import Loop
 from kuasar.core.errors import BackendFailed, DeadlineExceeded
+from kuasar.core.netlink import decode, encode
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_AF_SPEC = 1, 3, 4, 5, 26
 _IFLA_INET6_ADDR_GEN_MODE, _GEN_MODE_NONE = 8, 1
@@ -125,8 +126,8 @@ def _set_up(netlink: Rtnetlink, index: int, interface: Interface) -> None:
     name = interface.name
     _change_link(netlink, index, name, {_IFLA_MTU: rtnetlink.u32(interface.mtu)})
     # The link-local address is among those given, or there shall be none: the kernel's own would be probed first.
-    inet6 = rtnetlink.encode({_IFLA_INET6_ADDR_GEN_MODE: bytes([_GEN_MODE_NONE])})
-    family = rtnetlink.encode({socket.AF_INET6 | rtnetlink.NESTED: inet6})
+    inet6 = encode({_IFLA_INET6_ADDR_GEN_MODE: bytes([_GEN_MODE_NONE])})
+    family = encode({socket.AF_INET6 | rtnetlink.NESTED: inet6})
     if os.path.exists("/proc/sys/net/ipv6"):
         _change_link(netlink, index, name, {_IFLA_AF_SPEC | rtnetlink.NESTED: family})
     _change_link(netlink, index, name, up=True)
@@ -176,7 +177,7 @@ def _add_route(netlink: Rtnetlink, route: Route, index: int) -> None:
     if route.source:
         attributes[_RTA_PREFSRC] = route.source
     if route.metrics:
-        metrics = rtnetlink.encode({number: rtnetlink.u32(value) for number, value in route.metrics})
+        metrics = encode({number: rtnetlink.u32(value) for number, value in route.metrics})
         attributes[_RTA_METRICS | rtnetlink.NESTED] = metrics
     fixed = rtnetlink.ROUTE.pack(
         route.family,
@@ -258,7 +259,7 @@ def _describe_routes(netlink: Rtnetlink, names: dict[int, str]) -> list[dict[str
             _ip_text(int.from_bytes(via[:2], sys.byteorder), via[2:])
         )
         anywhere = bytes(4 if family == socket.AF_INET else 16)
-        metrics = rtnetlink.decode(attributes.get(_RTA_METRICS, b""))
+        metrics = decode(attributes.get(_RTA_METRICS, b""))
         found.append(
             {
                 "dst": f"{_ip_text(family, attributes.get(_RTA_DST, anywhere))}/{prefix}",

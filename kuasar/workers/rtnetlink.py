@@ -7,11 +7,9 @@ pyroute2's own sockets bring an asyncio loop, which costs a worker 6 MiB and 20 
 from __future__ import annotations
 
 import errno
-import os
 import socket
-import struct
 from collections.abc import Iterator
-from types import TracebackType
+from contextlib import contextmanager
 from typing import Any
 
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
@@ -22,6 +20,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from pyroute2.netlink.rtnl.tcmsg import cls_u32, tcmsg
 
 from kuasar.core.errors import BackendFailed, DeadlineExceeded
+from kuasar.core.netlink import HEADER, TIMEOUT_SECONDS, NetlinkSocket, RefusedError
 
 TC_H_INGRESS = 0xFFFFFFF1
 _INGRESS_HANDLE = 0xFFFF0000
@@ -29,46 +28,13 @@ _ETH_P_ALL = 3
 
 _NEWLINK, _DELLINK, _GETLINK, _GETADDR, _GETROUTE, _GETNEIGH, _GETRULE = 16, 17, 18, 22, 26, 30, 34
 _NEWQDISC, _DELQDISC, _NEWTFILTER = 36, 37, 44
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_REQUEST, _ACK, _DUMP, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x300, 0x200, 0x400
-_DUMP_INTERRUPTED = 0x10
-_CAPPED, _ACK_TLVS = 0x100, 0x200
-_SOL_NETLINK, _NETLINK_EXT_ACK = 270, 11
-_HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
-_ATTRIBUTE_MESSAGE = 1
-_RECEIVE_BYTES = 1 << 16  # the kernel sends at most half of it at once
-_TIMEOUT_SECONDS = 10.0
-_DUMP_ATTEMPTS = 5
+_EXCLUSIVE, _CREATE = 0x200, 0x400
 _IFF_UP = 1
 _NO_LINK_LOCAL = {"attrs": [["AF_INET6", {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", 1]]}]]}
 
 
-class RefusedError(OSError):
-    """The kernel said no: errno, and its own words where it has some."""
-
-
-class Rtnetlink:
+class Rtnetlink(NetlinkSocket):
     """One socket; a context manager. Everything raises :class:`RefusedError` with the kernel's errno."""
-
-    def __init__(self) -> None:
-        self._sequence = 0
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
-        try:
-            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
-            self._socket.bind((0, 0))
-            self._socket.settimeout(_TIMEOUT_SECONDS)
-        except BaseException:
-            self._socket.close()
-            raise
-
-    def __enter__(self) -> Rtnetlink:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._socket.close()
 
     # -- what there is ---------------------------------------------------------------------------------------------
 
@@ -158,74 +124,32 @@ class Rtnetlink:
     # -- the wire --------------------------------------------------------------------------------------------------
 
     def _change(self, message: type[Any], kind: int, flags: int, /, **fields: Any) -> None:
-        self._send(message, kind, _REQUEST | _ACK | flags, fields)
-        for _ in self._answers():
-            pass
+        with _deadline():
+            self.ask(kind, flags, _body(message, fields))
 
     def _dump(self, message: type[Any], kind: int) -> list[Any]:
-        for _ in range(_DUMP_ATTEMPTS):
-            self._send(message, kind, _REQUEST | _DUMP, {"family": socket.AF_UNSPEC})
-            found, interrupted = [], False
-            for flags, data in self._answers():
-                interrupted |= bool(flags & _DUMP_INTERRUPTED)
-                item = message(data)
-                item.decode()
-                found.append(item)
-            if not interrupted:
-                return found
-        raise BackendFailed(f"the namespace's network changes all the time: {_DUMP_ATTEMPTS} listings were interrupted")
-
-    def _send(self, message: type[Any], kind: int, flags: int, fields: dict[str, Any]) -> None:
-        self._sequence += 1
-        request = message()
-        for name, value in fields.items():
-            request[name] = value
-        request["header"]["type"] = kind
-        request["header"]["flags"] = flags
-        request["header"]["sequence_number"] = self._sequence
-        request.encode()
-        self._socket.send(request.data)
-
-    def _answers(self) -> Iterator[tuple[int, bytes]]:
-        """(flags, message) of each answer to the last request, up to its end."""
-        while True:
-            try:
-                data = self._socket.recv(_RECEIVE_BYTES)
-            except TimeoutError as exc:
-                raise DeadlineExceeded(f"the kernel did not answer over netlink in {_TIMEOUT_SECONDS:g} s") from exc
-            offset = 0
-            while offset < len(data):
-                length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
-                message = data[offset : offset + length]
-                offset += (length + 3) & ~3
-                if sequence != self._sequence:
-                    continue
-                if kind in (_NLMSG_ERROR, _NLMSG_DONE):
-                    _raise_if_refused(message, flags)
-                    return
-                yield flags, message
+        with _deadline():
+            found, whole = self.listing(kind, _body(message, {"family": socket.AF_UNSPEC}))
+        if not whole:
+            raise BackendFailed("the namespace's network changes all the time: all listings were interrupted")
+        items = [message(HEADER.pack(HEADER.size + len(body), kind, 0, 0, 0) + body) for body in found]
+        for item in items:
+            item.decode()
+        return items
 
 
-def _raise_if_refused(message: bytes, flags: int) -> None:
-    if len(message) < _HEADER.size + 4:
-        return
-    (code,) = struct.unpack_from("=i", message, _HEADER.size)
-    if code < 0:
-        raise RefusedError(-code, _kernels_words(message, flags) or os.strerror(-code))
+def _body(message: type[Any], fields: dict[str, Any]) -> bytes:
+    """A request of pyroute2 without its header."""
+    request = message()
+    for name, value in fields.items():
+        request[name] = value
+    request.encode()
+    return bytes(request.data[HEADER.size :])
 
 
-def _kernels_words(message: bytes, flags: int) -> str:
-    """The text that an extended acknowledgement carries; empty if there is none."""
-    if not flags & _ACK_TLVS:
-        return ""
-    offset = _HEADER.size + 4
-    (request_length,) = struct.unpack_from("=I", message, offset)
-    offset += _HEADER.size if flags & _CAPPED else (request_length + 3) & ~3
-    while offset + _ATTRIBUTE.size <= len(message):
-        length, kind = _ATTRIBUTE.unpack_from(message, offset)
-        if length < _ATTRIBUTE.size:
-            break
-        if kind == _ATTRIBUTE_MESSAGE:
-            return message[offset + _ATTRIBUTE.size : offset + length].rstrip(b"\0").decode(errors="replace")
-        offset += (length + 3) & ~3
-    return ""
+@contextmanager
+def _deadline() -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as exc:
+        raise DeadlineExceeded(f"the kernel did not answer over netlink in {TIMEOUT_SECONDS:g} s") from exc
