@@ -10,6 +10,7 @@ import pytest
 
 from kuasar.cli.cri import CriClient
 from scripts.stack import Stack
+from tests import leaks
 from tests.deadline import Patience, eventually
 from tests.e2e import leftovers
 from tests.e2e.engines import BRIEF, Engine, chosen_engines
@@ -79,7 +80,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    """The stack of this session."""
+    """The stack of this session. Its daemons are init's, also if tests that adopt orphans ran before."""
+    leaks.adopt_orphans(False)
     with start_stack() as running:
         yield running
 
