@@ -152,7 +152,7 @@ def _emit(text: bytes, labels: dict[str, Any] | None) -> None:
 
 def _following(file: BinaryIO, path: str) -> Iterator[bytes]:
     """What is appended from now on, also after the file was rotated. Never ends."""
-    rest = b""
+    rest, rotated = b"", False
     while True:
         chunk = file.read(_CHUNK)
         if chunk:
@@ -161,7 +161,11 @@ def _following(file: BinaryIO, path: str) -> Iterator[bytes]:
             continue
         with suppress(OSError):
             now, known = os.stat(path), os.fstat(file.fileno())
-            if now.st_ino != known.st_ino:
+            if now.st_ino != known.st_ino and not rotated:
+                rotated = True  # what was written between the last look and the rotation is still to be read
+                continue
+            if rotated:
+                rotated = False
                 file.close()
                 file = open(path, "rb")  # noqa: SIM115 - the new one takes its place
                 continue
