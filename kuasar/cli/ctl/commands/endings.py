@@ -165,9 +165,9 @@ def _following(file: BinaryIO, path: str) -> Iterator[bytes]:
                 rotated = True  # what was written between the last look and the rotation is still to be read
                 continue
             if rotated:
+                old, file = file, open(path, "rb")  # noqa: SIM115 - the new one takes its place
+                old.close()
                 rotated = False
-                file.close()
-                file = open(path, "rb")  # noqa: SIM115 - the new one takes its place
                 continue
             if now.st_size < file.tell():
                 file.seek(0)
