@@ -37,8 +37,8 @@ class Rtnetlink(NetlinkSocket):
         self.ask(kind, flags, fixed + encode(attributes))
 
     def dump(self, kind: int, fixed: struct.Struct) -> list[tuple[tuple[int, ...], dict[int, bytes]]]:
-        """All things of a kind: (fields of the fixed part, attributes) of each."""
-        bodies, _ = self.listing(kind, bytes(fixed.size))
+        """All things of a kind: (fields of the fixed part, attributes) of each. Raises as :meth:`listing` does."""
+        bodies = self.listing(kind, bytes(fixed.size))
         return [(fixed.unpack_from(body), decode(body[fixed.size :])) for body in bodies if len(body) >= fixed.size]
 
 

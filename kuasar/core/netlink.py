@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TypeVar
 
+from kuasar.core.errors import BackendFailed
+
 This = TypeVar("This", bound="NetlinkSocket")
 TIMEOUT_SECONDS = 10.0
 HEADER = struct.Struct("=IHHII")
@@ -64,10 +66,11 @@ class NetlinkSocket:
         for _ in self._answers():
             pass
 
-    def listing(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
-        """(message of each thing of a kind without its header, whether nothing changed meanwhile).
+    def listing(self, kind: int, body: bytes) -> list[bytes]:
+        """The message of each thing of a kind, without its header.
 
-        The kernel says when things changed under a listing; then it is asked again, five times at most.
+        The kernel says when things changed under a listing, so that some may be missing or stand there twice; then it
+        is asked again. Raises :class:`BackendFailed` when all five listings were so.
         """
         for _ in range(_DUMP_ATTEMPTS):
             self._send(kind, _REQUEST | _DUMP, body)
@@ -76,8 +79,8 @@ class NetlinkSocket:
                 interrupted |= bool(flags & _DUMP_INTERRUPTED)
                 found.append(answer)
             if not interrupted:
-                break
-        return found, not interrupted
+                return found
+        raise BackendFailed(f"the network changes all the time: {_DUMP_ATTEMPTS} listings were interrupted")
 
     def _send(self, kind: int, flags: int, body: bytes) -> None:
         self._sequence += 1

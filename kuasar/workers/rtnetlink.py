@@ -19,7 +19,7 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from pyroute2.netlink.rtnl.tcmsg import cls_u32, tcmsg
 
-from kuasar.core.errors import BackendFailed, DeadlineExceeded
+from kuasar.core.errors import DeadlineExceeded
 from kuasar.core.netlink import HEADER, TIMEOUT_SECONDS, NetlinkSocket, RefusedError
 
 TC_H_INGRESS = 0xFFFFFFF1
@@ -129,9 +129,7 @@ class Rtnetlink(NetlinkSocket):
 
     def _dump(self, message: type[Any], kind: int) -> list[Any]:
         with _deadline():
-            found, whole = self.listing(kind, _body(message, {"family": socket.AF_UNSPEC}))
-        if not whole:
-            raise BackendFailed("the namespace's network changes all the time: all listings were interrupted")
+            found = self.listing(kind, _body(message, {"family": socket.AF_UNSPEC}))
         items = [message(HEADER.pack(HEADER.size + len(body), kind, 0, 0, 0) + body) for body in found]
         for item in items:
             item.decode()
