@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import leaks
+from tests import leaks, needs
 from tests.leaks import Snapshot
 
 pytest_plugins = ["pytester"]
@@ -70,7 +70,7 @@ def test_a_process_in_anothers_place_is_no_leak_and_a_second_one_is() -> None:
                 process.wait()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="makes a mount and a cgroup")
+@needs.ROOT
 def test_mounts_and_cgroups_are_found(tmp_path: Path) -> None:
     before = Snapshot.take(machine=True)
     subprocess.run(["mount", "-t", "tmpfs", "leak", tmp_path], check=True)

@@ -14,9 +14,10 @@ import msgpack
 import pytest
 
 from kuasar.api.gen.kuasar.admin.v1 import admin_pb2 as pb
+from tests import needs
 from tests.integration.gateway.node import NAMESPACE, SECONDS, Node, running
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="sandboxes need root")
+pytestmark = needs.ROOT
 
 
 @pytest.fixture

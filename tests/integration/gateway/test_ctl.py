@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +15,11 @@ from typing import Any
 import pytest
 
 from kuasar.api.gen.kuasar.admin.v1 import admin_pb2 as pb
+from tests import needs
 from tests.integration.gateway.node import SECONDS, Node, running
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="sandboxes need root")
-IMAGE = Path(__file__).parents[3] / ".kuasar" / "guest" / "image"
+pytestmark = needs.ROOT
+IMAGE = needs.GUEST_IMAGE
 ARGV = [sys.executable, "-m", "kuasar.cli.ctl.main"]
 
 
@@ -150,8 +150,8 @@ def test_doctor_of_a_node_without_containerd(node: Node) -> None:
     node.ctl("start", "sandbox:aaa1")
 
 
-@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU is not installed")
-@pytest.mark.skipif(not (IMAGE / "image.json").exists(), reason="needs the guest image (make guest)")
+@needs.QEMU
+@needs.IMAGE
 def test_a_template_is_made_listed_and_removed(tmp_path: Path) -> None:
     config = tmp_path / "kuasar.toml"
     config.write_text(

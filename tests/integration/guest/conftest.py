@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,15 +10,14 @@ from pathlib import Path
 import pytest
 
 from guest import build, manifest
+from tests import needs
 from tests.integration.guest.machine import AgentConnection, Machine, start_machine
 
 CHECKOUT = Path(__file__).parents[3]
 WORK = CHECKOUT / ".kuasar" / "guest"
 
-needs_qemu = pytest.mark.skipif(
-    shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86_64 is not installed (package qemu-system-x86)"
-)
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+needs_qemu = needs.QEMU
+needs_root = needs.ROOT
 
 
 @dataclass(frozen=True)

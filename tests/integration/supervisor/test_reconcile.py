@@ -17,9 +17,10 @@ from kuasar.agent import kernel
 from kuasar.core import cgroup, tombstones
 from kuasar.core.process import start_time
 from kuasar.core.trees import mounts_below
+from tests import needs
 from tests.integration.supervisor.stack import PATIENCE, Stack
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="cgroups and mounts need root")
+pytestmark = needs.ROOT
 
 
 class Command:

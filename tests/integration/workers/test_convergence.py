@@ -14,9 +14,10 @@ import pytest
 from kuasar.agent import kernel
 from kuasar.core import tombstones
 from kuasar.core.errors import BackendFailed, KuasarError, NotFound, WrongState
+from tests import needs
 from tests.integration.workers.rig import Rig, rig, run
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces and cgroups need root")
+pytestmark = needs.ROOT
 
 
 async def ready(r: Rig) -> int:

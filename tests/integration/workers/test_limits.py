@@ -8,9 +8,10 @@ import resource
 import pytest
 
 from kuasar.core.errors import ResourceExhausted
+from tests import needs
 from tests.integration.workers.rig import rig, run
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces and cgroups need root")
+pytestmark = needs.ROOT
 
 
 def test_an_agent_short_of_descriptors_refuses_and_goes_on() -> None:

@@ -4,7 +4,6 @@ stays."""
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,16 +11,13 @@ from pathlib import Path
 import pytest
 
 from kuasar.core.errors import KuasarError
+from tests import needs
 from tests.integration.net.wires import Namespace
-from tests.integration.workers.rig import CHECKOUT, Rig, rig, run
+from tests.integration.workers.rig import Rig, rig, run
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="machines and cgroups need root"),
-    pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU is not installed"),
-    pytest.mark.skipif(not (CHECKOUT / ".kuasar/guest/image/image.json").exists(), reason="no guest image: make guest"),
-]
+pytestmark = needs.MACHINES
 
-IMAGE = CHECKOUT / ".kuasar/guest/image"
+IMAGE = needs.GUEST_IMAGE
 SAYS_ITS_VERSION = 'case $1 in --version) echo "QEMU emulator version 7.2.22"; exit 0;; esac\n'
 
 

@@ -15,9 +15,10 @@ import pytest
 
 from kuasar.core.errors import InvalidArgument
 from kuasar.supervisor.keeper_client import Keeper
+from tests import needs
 from tests.integration.workers.rig import SECONDS, Rig, rig, run
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces and cgroups need root")
+pytestmark = needs.ROOT
 
 MEGABYTE = 1 << 20
 KILLS = 12

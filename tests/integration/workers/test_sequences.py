@@ -20,10 +20,11 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 from kuasar.core.errors import AlreadyExists, KuasarError, NotFound, WrongState
+from tests import needs
 from tests.integration.workers.rig import Rig, rig
 from tests.integration.workers.test_start_steps import STEPS
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces and cgroups need root")
+pytestmark = needs.ROOT
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "12"))
 MOST_STEPS = 9

@@ -4,16 +4,16 @@ is honest, and the next attempt works."""
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
 from kuasar.core.errors import KuasarError, WrongState
+from tests import needs
 from tests.integration.workers.rig import CHECKOUT, Rig, rig, run
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces and cgroups need root")
+pytestmark = needs.ROOT
 
 NEEDS_RUNSC = pytest.mark.skipif(
     not (CHECKOUT / ".kuasar/runsc/usr/bin/runsc").exists(), reason="runsc is not here: make install"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -13,14 +12,11 @@ from collections.abc import Iterator
 import pytest
 
 from kuasar.core.errors import KuasarError
+from tests import needs
 from tests.integration.net.wires import Namespace
-from tests.integration.workers.rig import CHECKOUT, Rig, rig, run
+from tests.integration.workers.rig import Rig, rig, run
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="machines, namespaces and cgroups need root"),
-    pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU is not installed"),
-    pytest.mark.skipif(not (CHECKOUT / ".kuasar/guest/image/image.json").exists(), reason="no guest image: make guest"),
-]
+pytestmark = needs.MACHINES
 
 BEFORE_THE_MACHINE = (
     ("start.files", 0),

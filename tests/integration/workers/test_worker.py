@@ -20,9 +20,10 @@ from kuasar.core.errors import (
     WrongState,
 )
 from kuasar.core.process import start_time
+from tests import needs
 from tests.integration.workers.rig import Rig, rig, run
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces and cgroups need root")
+pytestmark = needs.ROOT
 
 
 def cgroup_paths(name: str) -> list[str]:

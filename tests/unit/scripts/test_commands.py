@@ -17,6 +17,7 @@ from kuasar.cli.images import PAUSE, Entry, Image, write_archive
 from scripts.demo import _output
 from scripts.layout import CHECKOUT, Layout
 from scripts.stack import Stack, StackError, _names
+from tests import needs
 
 
 def run(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -77,7 +78,7 @@ def test_stack_that_does_not_run_says_what_is_missing(tmp_path: Path) -> None:
         stack.wait_ready(0.1)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a stack's directory is in /run")
+@needs.ROOT
 def test_stopping_what_does_not_run_leaves_nothing(tmp_path: Path) -> None:
     stack = Stack(Layout(name=f"u{secrets.token_hex(3)}", data=str(tmp_path)))
     os.makedirs(stack.layout.run)

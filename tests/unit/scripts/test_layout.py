@@ -17,8 +17,9 @@ import pytest
 
 from kuasar.core.config import Config, load
 from scripts.layout import CHECKOUT, Layout, default_settings, engine_settings, render, runtimes
+from tests import needs
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a stack's directory is in /run")
+needs_root = needs.ROOT
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from kuasar.cli.ctl.doctor import containerd, kernel, machines, storage
 from kuasar.cli.ctl.doctor.finding import FAIL, PASS, WARN
 from kuasar.cli.ctl.node import listener_pid
 from kuasar.core.config import Config, load
+from tests import needs
 from tests.unit.cli.ctl.node_files import Files
 
 
@@ -53,7 +53,7 @@ def test_namespaces_that_are_missing_or_forbidden(tmp_path: Path) -> None:
     assert "no namespaces of kind cgroup" in kernel._namespaces(path).reason
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="others are told that they are not root")
+@needs.ROOT
 def test_privileges(tmp_path: Path) -> None:
     assert kernel._privileges(proc(tmp_path / "a", SHARED)).status == PASS
     found = kernel._privileges(proc(tmp_path / "b", SHARED, 0x1FFFFFFFFFF & ~(1 << 21)))
