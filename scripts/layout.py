@@ -98,6 +98,11 @@ class Layout:
         return f"{self.data}/containerd"
 
     @property
+    def scratch(self) -> str:
+        """The empty file system that every root file system in an image file starts as."""
+        return f"{self.data}/scratch.ext4"
+
+    @property
     def logs(self) -> str:
         """A log per process, and per sandbox in sandboxes/."""
         return f"{self.data}/logs"
@@ -150,6 +155,7 @@ def render(layout: Layout, pause_image: str) -> None:
         return
     values = {
         "root": layout.containerd_root,
+        "scratch": layout.scratch,
         "state": layout.containerd_state,
         "socket": layout.containerd_socket,
         "drop_in": f"{layout.run}/containerd-kuasar.toml",

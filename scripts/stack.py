@@ -34,6 +34,7 @@ from scripts.layout import CHECKOUT, CONTAINERD_BIN, GUEST_IMAGE, Layout, render
 from scripts.leftovers import Before, Leftover
 
 START_SECONDS = 60.0
+SCRATCH_BYTES = 64 << 20
 _PROGRAMS = ("zygote", "keeper", "gateway", "containerd")
 
 Say = Callable[[str], None]
@@ -71,6 +72,7 @@ class Stack:
             os.makedirs(self.layout.run, mode=0o700, exist_ok=True)
             Before.note(self._before)
             render(self.layout, PAUSE)
+            self._make_scratch()
             self._run("-m", "kuasar.supervisor.render", "--config", self.layout.config)
             self._run("-m", "supervisor.supervisord", "-c", self.layout.supervisord_conf)
         self.wait_ready()
@@ -78,6 +80,18 @@ class Stack:
         if not self.layout.foreign_containerd:
             for image in (busybox_image(), pause_image()):
                 self.add_image(image)
+
+    def _make_scratch(self) -> None:
+        """What containerd's blockfile snapshotter copies; it takes its place under its name only when it is whole."""
+        if os.path.exists(self.layout.scratch):
+            return
+        part = f"{self.layout.scratch}.part"
+        with open(part, "wb") as file:
+            file.truncate(SCRATCH_BYTES)
+        subprocess.run(
+            ["mkfs.ext4", "-q", "-F", part], env={"PATH": search_path()}, stdin=subprocess.DEVNULL, check=True
+        )
+        os.rename(part, self.layout.scratch)
 
     def _make_template(self) -> None:
         """What the first machines would do in the background, so that they, too, start as clones."""

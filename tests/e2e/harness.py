@@ -192,13 +192,14 @@ class Node:
         self._count = 0
 
     def pod(self, name: str = "", **options: Any) -> Pod:
-        """Runs a pod; on the pod network unless `host_network`."""
+        """Runs a pod; on the pod network unless `host_network`, with the engine's runtime handler unless `handler`."""
         self._count += 1
         name = name or f"pod-{self._count}"
         options.setdefault("log_directory", os.path.join(self.directory, f"{name}-{self._count}"))
         options.setdefault("cgroup_parent", self.stack.layout.cgroup_parent)
+        handler = options.pop("handler", self.engine.handler)
         config = pod_config(name, **options)
-        pod = Pod(self.stack, self.cri, self.engine, self.cri.run_pod(config, self.engine.handler), config)
+        pod = Pod(self.stack, self.cri, self.engine, self.cri.run_pod(config, handler), config)
         self.pods.append(pod.id)
         self._undo.callback(pod.remove)
         return pod

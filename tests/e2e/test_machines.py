@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kuasar.api.gen.cri.v1.common_pb2 import LinuxContainerResources
+from kuasar.api.gen.cri.v1.container_pb2 import Device
 from kuasar.cli.cri import CriError, bind
 from tests.deadline import eventually
 from tests.e2e.engines import OWN_KERNEL
@@ -138,3 +141,41 @@ def test_ten_machines_at_once(node: Node) -> None:
         pods = list(pool.map(lambda number: node.pod(f"at-once-{number}"), range(node.engine.pods_at_once)))
     assert all(pod.ready for pod in pods)
     assert len({info(pod)["pid"] for pod in pods}) == node.engine.pods_at_once
+
+
+def test_root_file_systems_in_image_files_are_disks(node: Node) -> None:
+    """With containerd's blockfile snapshotter: nothing of them is shared with the host."""
+    pod = node.pod(handler="kuasar-qemu-blockfile")
+    containers = [pod.run_idle(f"disk-{number}") for number in range(2)]
+    for number, container in enumerate(containers):
+        device, kind = container.sh("awk '$2 == \"/\" {print $1, $3}' /proc/mounts").split()
+        assert (device.startswith("/dev/vd"), kind) == (True, "ext4")
+        container.sh(f"echo {number} > /root/mine; sync")
+    assert [container.sh("cat /root/mine").strip() for container in containers] == ["0", "1"]
+    containers[0].remove()
+    assert containers[1].sh("cat /root/mine").strip() == "1"  # taking the one disk out left the other
+
+
+@contextmanager
+def loop_device(path: Path) -> Iterator[str]:
+    """A block device of the host with the content of a file."""
+    device = subprocess.check_output(["losetup", "--find", "--show", path], text=True).strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def test_a_block_device_of_a_container_is_that_device(node: Node, tmp_path: Path) -> None:
+    content = tmp_path / "content"
+    content.write_bytes(b"of the host".ljust(1 << 20, b"\0"))
+    with loop_device(content) as device:
+        given = [Device(host_path=device, container_path="/dev/data", permissions="rw")]
+        pod = node.pod()
+        container = pod.run_idle(devices=given)
+        assert container.sh("head -c 11 /dev/data") == "of the host"
+        container.sh("echo -n of the guest | dd of=/dev/data conv=notrunc,fsync 2>/dev/null")
+        container.remove()
+        pod.remove()
+        with open(device, "rb") as file:
+            assert file.read(12) == b"of the guest"
