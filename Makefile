@@ -44,8 +44,8 @@ test-unit: $(VENV) ## what needs neither root nor containerd
 test-integration: $(SYSTEM) $(VENV) $(ENGINES) template ## real processes, sockets and namespaces (root)
 	@$(PYTEST) tests/integration
 
-test-e2e: install ## pods through the real containerd (root); ENGINE=name for one engine
-	@ENGINE=$(ENGINE) $(PYTEST) tests/e2e
+test-e2e: install ## pods through the real containerd (root); ENGINE=name for one engine, QEMU=path for another QEMU
+	@ENGINE=$(ENGINE) QEMU=$(QEMU) $(PYTEST) tests/e2e
 
 check: $(VENV) ## format, lint, types, unit tests
 	@$(V)/ruff format --check .

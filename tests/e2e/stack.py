@@ -24,7 +24,10 @@ KEPT_LOGS = f"{CHECKOUT}/.kuasar/e2e-logs"
 BROKEN = "kuasar-broken"
 """A sandboxer whose runtime binary does not exist."""
 
-SETTINGS = f"""{default_settings()}
+BINARIES = {"qemu": os.environ["QEMU"]} if os.environ.get("QEMU") else {}
+"""``QEMU=path``: another QEMU than the machine's (scripts/fetch-qemu10.sh)."""
+
+SETTINGS = f"""{default_settings(**BINARIES)}
 [debug]
 failpoints = true
 [sandboxers.{BROKEN}]
