@@ -8,6 +8,10 @@ from kuasar.core.config import Engine
 
 BLOCK_BYTES = 128 * 1024 * 1024
 """Memory is plugged in in whole blocks: what a guest's kernel can bring online."""
+GUEST_BYTES = 64 * 1024 * 1024
+"""What the guest's own kernel and agent need beside the containers."""
+VMM_BYTES = 64 * 1024 * 1024
+"""What the VMM and its helpers need beside the guest's memory (measured: 46 MiB of QEMU's own in a clone)."""
 _MIB = 1024 * 1024
 
 

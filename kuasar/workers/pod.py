@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kuasar.backends.sizes import BLOCK_BYTES, GUEST_BYTES, VMM_BYTES
 from kuasar.core.errors import InvalidArgument
 
 
@@ -56,17 +57,25 @@ class PodSpec:
 
 
 def wanted_size(pod: PodSpec) -> tuple[int, int]:
-    """(processors, bytes of memory) that the pod's limits and overhead ask for; 0 where there is no limit."""
-    cpus = memory = 0.0
-    for part in (pod.resources, pod.overhead):
-        quota, period = part.get("cpu_quota", 0), part.get("cpu_period", 0) or 100_000
-        cpus += max(0, quota) / period
-        memory += max(0, part.get("memory_limit_in_bytes", 0))
-    if pod.resources.get("cpu_quota", 0) <= 0:
-        cpus = 0  # overhead alone is no limit
-    if pod.resources.get("memory_limit_in_bytes", 0) <= 0:
-        memory = 0
-    return math.ceil(cpus), int(memory)
+    """(processors, bytes of memory) of a machine that the pod's limits and overhead ask for; 0 where there is no
+    limit: overhead alone is none."""
+    (cpus, memory), (more_cpus, overhead) = (_limits(part) for part in (pod.resources, pod.overhead))
+    return math.ceil(cpus + more_cpus) if cpus else 0, _memory_of_machine(memory, overhead) if memory else 0
+
+
+def _limits(resources: Mapping[str, int]) -> tuple[float, int]:
+    cpus = max(0, resources.get("cpu_quota", 0)) / (resources.get("cpu_period", 0) or 100_000)
+    return cpus, max(0, resources.get("memory_limit_in_bytes", 0))
+
+
+def _memory_of_machine(limit: int, overhead: int) -> int:
+    """The kubelet limits the host's processes of a pod to ``limit + overhead``, and a guest fills what it has with
+    files in the end: so the VMM's own part is left out, and the rounding to blocks that follows must not go above it
+    either. Where the overhead is too small for that, it is more important that the containers fit."""
+    needed, allowed = limit + GUEST_BYTES, limit + overhead - VMM_BYTES
+    if allowed < needed:
+        return max(needed, limit + overhead)
+    return max(needed, allowed - (BLOCK_BYTES - 1))
 
 
 def size_of(resources: Mapping[str, Any]) -> tuple[float, int]:

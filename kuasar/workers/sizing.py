@@ -12,11 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from kuasar.backends.base import Capability
+from kuasar.backends.sizes import GUEST_BYTES
 from kuasar.workers.pod import size_of
 from kuasar.workers.sandbox import Sandbox
-
-GUEST_BYTES = 64 * 1024 * 1024
-"""What the guest's own kernel and agent need beside the containers."""
 
 
 def note_limits(facts: dict[str, Any], resources: Mapping[str, Any]) -> None:

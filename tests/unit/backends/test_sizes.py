@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kuasar.backends.sizes import BLOCK_BYTES, Size, size_for
+from kuasar.backends.sizes import BLOCK_BYTES, GUEST_BYTES, VMM_BYTES, Size, size_for
 from kuasar.core.config import Engine
 from kuasar.workers.pod import PodSpec, wanted_size
 
@@ -47,3 +47,19 @@ def test_a_pods_limits_and_overhead(
     resources: dict[str, int], overhead: dict[str, int], wanted: tuple[int, int]
 ) -> None:
     assert wanted_size(PodSpec(resources=resources, overhead=overhead)) == wanted
+
+
+@pytest.mark.parametrize("limit", [1, 100, 128, 200, 256, 300, 511, 512, 513, 700])
+@pytest.mark.parametrize("overhead", [256, 300, 1024])
+def test_a_machine_and_its_vmm_stay_below_what_the_kubelet_allows(limit: int, overhead: int) -> None:
+    """With the overhead that we ship: the containers fit beside the guest's kernel, and the VMM beside the guest."""
+    pod = PodSpec(resources={"memory_limit_in_bytes": limit * MIB}, overhead={"memory_limit_in_bytes": overhead * MIB})
+    machine = size_for(*wanted_size(pod), BASE, SETTINGS).memory_bytes
+    assert limit * MIB + GUEST_BYTES <= machine <= (limit + overhead) * MIB - VMM_BYTES
+
+
+@pytest.mark.parametrize("limit", [256, 300, 512])
+@pytest.mark.parametrize("overhead", [0, 1, 64, 100, 160])
+def test_the_containers_fit_however_small_the_overhead_is(limit: int, overhead: int) -> None:
+    pod = PodSpec(resources={"memory_limit_in_bytes": limit * MIB}, overhead={"memory_limit_in_bytes": overhead * MIB})
+    assert size_for(*wanted_size(pod), BASE, SETTINGS).memory_bytes >= limit * MIB + GUEST_BYTES
