@@ -15,7 +15,7 @@ PYTEST := $(V)/python -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run start stop status guest test test-unit test-integration test-e2e check format bench proto install clean template
+.PHONY: help run start stop status guest test test-unit test-integration test-e2e chaos check format bench proto install clean template
 
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,8 +35,8 @@ stop: $(VENV) ## stop the stack with all its pods, and say if anything was left 
 guest: $(SYSTEM) ## build the guest image of the microVM engines in .kuasar/guest/image; REFRESH=1 fetches newest packages
 	@$(PYTHON) -m guest.build $(if $(REFRESH),--refresh)
 
-test: install ## all tests: unit, integration, end to end with containerd
-	@$(PYTEST) tests/unit tests/integration tests/e2e; code=$$?; echo $$code >.kuasar/test-exit; exit $$code
+test: install ## all tests: unit, integration, end to end with containerd, a quick round of chaos
+	@$(PYTEST) tests/unit tests/integration tests/e2e tests/chaos; code=$$?; echo $$code >.kuasar/test-exit; exit $$code
 
 test-unit: $(VENV) ## what needs neither root nor containerd
 	@$(PYTEST) tests/unit
@@ -46,6 +46,9 @@ test-integration: $(SYSTEM) $(VENV) $(ENGINES) template ## real processes, socke
 
 test-e2e: install ## pods through the real containerd (root); ENGINE=name for one engine, QEMU=path for another QEMU
 	@ENGINE=$(ENGINE) QEMU=$(QEMU) $(PYTEST) tests/e2e
+
+chaos: install ## kill everything of ours under load, again and again (root); QUICK=1 for two minutes, SEED=n to repeat
+	@$(V)/python -m tests.chaos $(if $(QUICK),--quick) $(if $(SEED),--seed $(SEED))
 
 check: $(VENV) ## format, lint, types, unit tests
 	@$(V)/ruff format --check .

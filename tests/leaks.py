@@ -23,7 +23,17 @@ _PR_SET_CHILD_SUBREAPER = 36
 # Threads that a library starts once and keeps for the process.
 _KEPT_THREADS = ("grpc", "event_engine", "timer_manager", "resolver-execut", "default-executo", "ZMQbg/Reaper")
 # A whole stack that somebody runs beside the tests. Tests that start one check it by name (tests/e2e/leftovers.py).
-_OTHERS = ("/containerd", "/k8s.io", "/kuasar-dev", "/.kuasar/", "/docker", "/kubepods", "/system.slice", "/user.slice")
+_OTHERS = (
+    "/containerd",
+    "/k8s.io",
+    "/kuasar-dev",
+    "/kuasar-e",
+    "/.kuasar/",
+    "/docker",
+    "/kubepods",
+    "/system.slice",
+    "/user.slice",
+)
 
 # Parents that the product and the agent's tests make once and keep, empty, for all sandboxes.
 _KEPT_CGROUPS = re.compile(r"/kuasar(-agent-test-\d+)?$")
