@@ -49,6 +49,8 @@ class Summary:
     containers: tuple[str, ...] = ()
     phases: tuple[tuple[str, float], ...] = ()
     """(phase, milliseconds) of the start."""
+    cgroups: tuple[str, ...] = ()
+    """Paths of those it holds on this host: its own and its containers'."""
 
 
 def read_all(sandboxes_dir: str) -> list[Summary]:
@@ -96,6 +98,7 @@ def _summary(sandbox: str, wire: Any, generation: int) -> Summary:
         generation=generation,
         containers=tuple(str(name) for name in _map(wire, "containers")),
         phases=tuple((str(name), float(ms)) for name, ms in wire.get("phases") or ()),
+        cgroups=tuple(str(name) for kind, name in wire.get("holdings") or () if kind == "cgroup"),
     )
 
 

@@ -17,6 +17,7 @@ from kuasar.cli.ctl.words import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
 _BAR_COLUMNS = 100
@@ -57,6 +58,21 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     if not sys.stdout.isatty():
         _plain([list(headers), *cells])
         return
+    console().print(_drawn(headers, cells))
+
+
+def live(headers: Sequence[str], rounds: Iterable[Iterable[Sequence[object]]]) -> None:
+    """Tables of a terminal, each in place of the one before; the last one stays. What does not fit is cut."""
+    from rich.live import Live
+
+    out = console()
+    with Live(_drawn(headers, []), console=out, auto_refresh=False) as shown:
+        for rows in rounds:
+            cells = [[_clean(value) for value in row] for row in rows]
+            shown.update(_drawn(headers, cells[: max(1, out.height - 2)]), refresh=True)
+
+
+def _drawn(headers: Sequence[str], cells: Iterable[Sequence[str]]) -> Table:
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -64,7 +80,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         made.add_column(header, no_wrap=header in _WHOLE, overflow="fold")
     for row in cells:
         made.add_row(*map(_styled, row))
-    console().print(made)
+    return made
 
 
 def fields(values: Iterable[tuple[str, object]]) -> None:

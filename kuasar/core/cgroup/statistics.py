@@ -66,7 +66,7 @@ def _version1(hierarchies: Hierarchies, path: str) -> dict[str, Any]:
         if directory and os.path.isdir(directory):
             found[controller] = read(directory)
             if controller == "memory":
-                control = _pairs(f"{directory}/memory.oom_control")
+                control = pairs(f"{directory}/memory.oom_control")
                 found["memory_oom_control"] = {
                     name: control.get(name, 0) for name in ("oom_kill_disable", "under_oom", "oom_kill")
                 }
@@ -76,23 +76,23 @@ def _version1(hierarchies: Hierarchies, path: str) -> dict[str, Any]:
 
 def _v1_pids(directory: str) -> dict[str, int]:
     return {
-        "current": _number(f"{directory}/pids.current"),
-        "limit": _number(f"{directory}/pids.max", unlimited=0),
+        "current": number(f"{directory}/pids.current"),
+        "limit": number(f"{directory}/pids.max", unlimited=0),
     }
 
 
 def _v1_cpu(accounting: str | None, control: str | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if accounting and os.path.isdir(accounting):
-        ticks = _pairs(f"{accounting}/cpuacct.stat")
+        ticks = pairs(f"{accounting}/cpuacct.stat")
         found["usage"] = {
-            "total": _number(f"{accounting}/cpuacct.usage"),
-            "kernel": _number(f"{accounting}/cpuacct.usage_sys") or ticks.get("system", 0) * _TICK_NS,
-            "user": _number(f"{accounting}/cpuacct.usage_user") or ticks.get("user", 0) * _TICK_NS,
+            "total": number(f"{accounting}/cpuacct.usage"),
+            "kernel": number(f"{accounting}/cpuacct.usage_sys") or ticks.get("system", 0) * _TICK_NS,
+            "user": number(f"{accounting}/cpuacct.usage_user") or ticks.get("user", 0) * _TICK_NS,
             "per_cpu": [int(n) for n in _text(f"{accounting}/cpuacct.usage_percpu").split()],
         }
     if control and os.path.isdir(control):
-        throttled = _pairs(f"{control}/cpu.stat")
+        throttled = pairs(f"{control}/cpu.stat")
         found["throttling"] = {
             "periods": throttled.get("nr_periods", 0),
             "throttled_periods": throttled.get("nr_throttled", 0),
@@ -103,7 +103,7 @@ def _v1_cpu(accounting: str | None, control: str | None) -> dict[str, Any]:
 
 def _v1_memory(directory: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, value in _pairs(f"{directory}/memory.stat").items():
+    for name, value in pairs(f"{directory}/memory.stat").items():
         plain = name.removeprefix("total_")
         if plain in _V1_MEMORY:
             found[name.removesuffix(plain) + _V1_MEMORY_NAMES.get(plain, plain)] = value
@@ -117,10 +117,10 @@ def _v1_memory(directory: str) -> dict[str, Any]:
     ):
         if os.path.exists(f"{directory}/{prefix}usage_in_bytes"):
             found[key] = {
-                "limit": _number(f"{directory}/{prefix}limit_in_bytes"),
-                "usage": _number(f"{directory}/{prefix}usage_in_bytes"),
-                "max": _number(f"{directory}/{prefix}max_usage_in_bytes"),
-                "failcnt": _number(f"{directory}/{prefix}failcnt"),
+                "limit": number(f"{directory}/{prefix}limit_in_bytes"),
+                "usage": number(f"{directory}/{prefix}usage_in_bytes"),
+                "max": number(f"{directory}/{prefix}max_usage_in_bytes"),
+                "failcnt": number(f"{directory}/{prefix}failcnt"),
             }
     return found
 
@@ -170,9 +170,9 @@ def _v1_hugetlb(directory: str) -> list[dict[str, Any]]:
     return [
         {
             "pagesize": size,
-            "usage": _number(f"{directory}/hugetlb.{size}.usage_in_bytes"),
-            "max": _number(f"{directory}/hugetlb.{size}.max_usage_in_bytes"),
-            "failcnt": _number(f"{directory}/hugetlb.{size}.failcnt"),
+            "usage": number(f"{directory}/hugetlb.{size}.usage_in_bytes"),
+            "max": number(f"{directory}/hugetlb.{size}.max_usage_in_bytes"),
+            "failcnt": number(f"{directory}/hugetlb.{size}.failcnt"),
         }
         for size in _page_sizes(directory, ".usage_in_bytes")
     ]
@@ -190,26 +190,26 @@ def _version2(hierarchies: Hierarchies, path: str) -> dict[str, Any]:
     directory = hierarchies.unified + path
     if not os.path.isdir(directory):
         return {}
-    cpu = _pairs(f"{directory}/cpu.stat")
+    cpu = pairs(f"{directory}/cpu.stat")
     found: dict[str, Any] = {
         "cpu": {name: cpu[name] for name in (*_V2_CPU, "nr_bursts", "burst_usec") if name in cpu}
         | _pressure(f"{directory}/cpu.pressure")
     }
     if os.path.exists(f"{directory}/pids.current"):
-        limit = _number(f"{directory}/pids.max", unlimited=_NO_LIMIT)
-        found["pids"] = {"current": _number(f"{directory}/pids.current"), "limit": limit}
+        limit = number(f"{directory}/pids.max", unlimited=_NO_LIMIT)
+        found["pids"] = {"current": number(f"{directory}/pids.current"), "limit": limit}
     if os.path.exists(f"{directory}/memory.current"):
         found["memory"] = _v2_memory(directory)
-        events = _pairs(f"{directory}/memory.events")
+        events = pairs(f"{directory}/memory.events")
         found["memory_events"] = {name: value for name, value in events.items() if name in _V2_EVENTS}
     if os.path.exists(f"{directory}/io.stat"):
         found["io"] = {"usage": _v2_io(f"{directory}/io.stat")} | _pressure(f"{directory}/io.pressure")
     found["hugetlb"] = [
         {
             "pagesize": size,
-            "current": _number(f"{directory}/hugetlb.{size}.current"),
-            "max": _number(f"{directory}/hugetlb.{size}.max", unlimited=_NO_LIMIT),
-            "failcnt": _pairs(f"{directory}/hugetlb.{size}.events").get("max", 0),
+            "current": number(f"{directory}/hugetlb.{size}.current"),
+            "max": number(f"{directory}/hugetlb.{size}.max", unlimited=_NO_LIMIT),
+            "failcnt": pairs(f"{directory}/hugetlb.{size}.events").get("max", 0),
         }
         for size in _page_sizes(directory, ".current")
         if not size.endswith(".rsvd")
@@ -219,15 +219,15 @@ def _version2(hierarchies: Hierarchies, path: str) -> dict[str, Any]:
 
 def _v2_memory(directory: str) -> dict[str, Any]:
     found: dict[str, Any] = {
-        name: value for name, value in _pairs(f"{directory}/memory.stat").items() if name in _V2_MEMORY
+        name: value for name, value in pairs(f"{directory}/memory.stat").items() if name in _V2_MEMORY
     }
     found |= {
-        "usage": _number(f"{directory}/memory.current"),
-        "usage_limit": _number(f"{directory}/memory.max", unlimited=_NO_LIMIT),
-        "max_usage": _number(f"{directory}/memory.peak"),
-        "swap_usage": _number(f"{directory}/memory.swap.current"),
-        "swap_limit": _number(f"{directory}/memory.swap.max", unlimited=_NO_LIMIT),
-        "swap_max_usage": _number(f"{directory}/memory.swap.peak"),
+        "usage": number(f"{directory}/memory.current"),
+        "usage_limit": number(f"{directory}/memory.max", unlimited=_NO_LIMIT),
+        "max_usage": number(f"{directory}/memory.peak"),
+        "swap_usage": number(f"{directory}/memory.swap.current"),
+        "swap_limit": number(f"{directory}/memory.swap.max", unlimited=_NO_LIMIT),
+        "swap_max_usage": number(f"{directory}/memory.swap.peak"),
     }
     return found | _pressure(f"{directory}/memory.pressure")
 
@@ -278,12 +278,13 @@ def _text(file: str) -> str:
         os.close(fd)
 
 
-def _number(file: str, unlimited: int = 0) -> int:
+def number(file: str, unlimited: int = 0) -> int:
+    """The file's number, ``unlimited`` for ``max``; 0 when the kernel has no such file."""
     text = _text(file).strip()
     return int(text) if text.isdigit() else unlimited if text == "max" else 0
 
 
-def _pairs(file: str) -> Mapping[str, int]:
+def pairs(file: str) -> Mapping[str, int]:
     """Lines of ``name number``."""
     found = {}
     for line in _text(file).splitlines():

@@ -54,3 +54,11 @@ def test_bars_fill_the_terminal(files: Files) -> None:
     assert 2 * first.count("█") < second.count("█") < 4 * first.count("█")
     assert 70 <= len(second) <= 80
     assert second.index("█") > first.rindex("█"), "phases follow one another"
+
+
+def test_top_draws_a_table_over_the_one_before(files: Files) -> None:
+    files.sandbox("abc123def456789", "web", containers={"c1": {}})
+    text = drawn(files, "top", "-n", "2", "-s", "0.1", columns=100)
+    assert "\x1b[32mready" in text
+    assert text.count("abc123def456") >= 2
+    assert "\x1b[1A" in text or "\x1b[2A" in text, "the cursor went up for the second one"

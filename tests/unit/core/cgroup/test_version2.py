@@ -11,6 +11,7 @@ from google.protobuf.json_format import ParseDict
 from kuasar.api.gen.containerd.cgroups.v2 import metrics_pb2
 from kuasar.core import cgroup
 from kuasar.core.cgroup.hierarchies import Hierarchies
+from kuasar.core.cgroup.usage import Usage, usage
 from kuasar.core.errors import InvalidArgument, NotFound
 
 FILES = {
@@ -100,3 +101,18 @@ def test_wrong_limits_are_named(host: Hierarchies, resources: dict[str, Any], fi
     with pytest.raises(InvalidArgument) as raised:
         cgroup.apply("/c", resources, host)
     assert raised.value.field.startswith(field)
+
+
+def test_usage_leaves_out_files_that_nobody_uses(tmp_path: Path, host: Hierarchies) -> None:
+    directory = tmp_path / "pod"
+    directory.mkdir()
+    for name, text in {
+        "cpu.stat": "usage_usec 1500\nuser_usec 1000\n",
+        "memory.current": "1000000\n",
+        "memory.stat": "anon 5\ninactive_file 300000\n",
+        "pids.current": "7\n",
+    }.items():
+        (directory / name).write_text(text)
+    assert usage("/pod", host) == Usage(cpu_ns=1_500_000, memory_bytes=700_000, pids=7)
+    assert usage("/pod", host) + Usage(1, 2, 3) == Usage(1_500_001, 700_002, 10)
+    assert usage("/gone", host) == Usage()
