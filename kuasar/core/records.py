@@ -2,11 +2,15 @@
 
 The worker owns the record (``workers/record.py``) and replaces it whole, so a reader needs no lock. Unlike the worker
 this reader takes what it knows and forgives the rest: a record that cannot be read is shown, with the reason.
+
+On disk a record is sealed: a checksum (CRC-32, 4 bytes, big-endian) before its msgpack, because a flipped bit in a path
+would have a worker free what belongs to somebody else.
 """
 
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +24,7 @@ from kuasar.core.process import start_time
 RECORD = "sandbox.msgpack"
 DAMAGED = "damaged"
 _GENERATION = "generation"
+_SEAL_BYTES = 4
 _PROCESSES = ("vmm", "agent")
 """Under these names a backend records the process that is the machine, with its start time."""
 
@@ -53,6 +58,26 @@ class Summary:
     """Paths of those it holds on this host: its own and its containers'."""
 
 
+def seal(wire: Mapping[str, Any]) -> bytes:
+    """A record as it lies on disk."""
+    packed: bytes = msgpack.packb(wire)
+    return zlib.crc32(packed).to_bytes(_SEAL_BYTES, "big") + packed
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """What was sealed. Raises ValueError for everything else."""
+    packed = data[_SEAL_BYTES:]
+    if len(data) <= _SEAL_BYTES or zlib.crc32(packed) != int.from_bytes(data[:_SEAL_BYTES], "big"):
+        raise ValueError("its checksum is wrong: it was cut or changed")
+    try:
+        wire = msgpack.unpackb(packed)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as exc:
+        raise ValueError(f"it is no msgpack: {exc}") from exc
+    if not isinstance(wire, dict):
+        raise ValueError("it is not a map")
+    return wire
+
+
 def read_all(sandboxes_dir: str) -> list[Summary]:
     """Every sandbox that has a record, sorted by id. Names that are no ids are skipped: they cannot be ours."""
     try:
@@ -68,17 +93,15 @@ def read(sandboxes_dir: str, sandbox: str) -> Summary | None:
     directory = f"{sandboxes_dir}/{sandbox}"
     try:
         with open(f"{directory}/{RECORD}", "rb") as file:
-            wire = msgpack.unpackb(file.read())
-        return _summary(sandbox, wire, _generation(directory))
+            data = file.read()
+        return _summary(sandbox, unseal(data), _generation(directory))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, TypeError, msgpack.UnpackException) as exc:
+    except (OSError, ValueError, TypeError) as exc:
         return Summary(sandbox, DAMAGED, f"the record cannot be read: {exc}", generation=_generation(directory))
 
 
-def _summary(sandbox: str, wire: Any, generation: int) -> Summary:
-    if not isinstance(wire, dict):
-        raise ValueError("it is not a map")
+def _summary(sandbox: str, wire: Mapping[str, Any], generation: int) -> Summary:
     pod = _map(wire, "pod")
     return Summary(
         id=sandbox,

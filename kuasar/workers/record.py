@@ -1,9 +1,10 @@
 """The sandbox's record on disk: what the worker knows, written before it acts.
 
-``<state dir>/sandboxes/<id>/sandbox.msgpack`` is versioned and replaced by atomic rename, so that a successor always
-finds a whole one. It includes the holdings: every kernel object is listed *before* it is made and struck out after it
-is freed, so that nothing acquired is ever without a name on disk (the write-ahead journal of DESIGN's sandbox
-directory). The state directory is a tmpfs that a reboot empties together with everything recorded, hence no fsync.
+``<state dir>/sandboxes/<id>/sandbox.msgpack`` is versioned, sealed with a checksum and replaced by atomic rename, so
+that a successor always finds a whole one. It includes the holdings: every kernel object is listed *before* it is made
+and struck out after it is freed, so that nothing acquired is ever without a name on disk (the write-ahead journal of
+the sandbox directory). The state directory is a tmpfs that a reboot empties together with everything recorded, hence
+no fsync.
 """
 
 from __future__ import annotations
@@ -14,15 +15,13 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgpack
-
 from kuasar.core import log
 from kuasar.core.errors import BackendFailed, KuasarError, wrap
 from kuasar.core.failpoints import failpoint
+from kuasar.core.records import RECORD, seal, unseal
 from kuasar.workers.pod import PodSpec
 
 VERSION = 1
-FILE = "sandbox.msgpack"
 GENERATION_FILE = "generation"
 
 
@@ -88,7 +87,7 @@ class SandboxDirectory:
 
     def load(self) -> Record | None:
         """Read the record if there is one. A damaged one is set aside with its reason and raises BackendFailed."""
-        path = f"{self.path}/{FILE}"
+        path = f"{self.path}/{RECORD}"
         try:
             with open(path, "rb") as file:
                 data = file.read()
@@ -110,7 +109,7 @@ class SandboxDirectory:
             return
         wire = {"version": VERSION, **dataclasses.asdict(self.record)}
         try:
-            _replace(f"{self.path}/{FILE}", msgpack.packb(wire))
+            _replace(f"{self.path}/{RECORD}", seal(wire))
         except OSError as exc:
             raise wrap(exc, f"cannot write the record of sandbox {self._sandbox_id}") from exc
 
@@ -141,7 +140,7 @@ class SandboxDirectory:
     @property
     def is_damaged(self) -> bool:
         """Whether a record was set aside here."""
-        return os.path.exists(f"{self.path}/{FILE}.damaged")
+        return os.path.exists(f"{self.path}/{RECORD}.damaged")
 
     def remove(self) -> None:
         """Delete the directory and all in it; harmless when it is gone. Raises :class:`BackendFailed` naming what is
@@ -153,7 +152,7 @@ class SandboxDirectory:
                 f"the directory of sandbox {self._sandbox_id} cannot be removed: {trees.blocked_by(self.path)}"
             )
         # The record goes first: a directory without it is nobody's, and is not replayed.
-        for name in (FILE, GENERATION_FILE):
+        for name in (RECORD, GENERATION_FILE):
             try:
                 os.unlink(f"{self.path}/{name}")
             except FileNotFoundError:
@@ -162,9 +161,7 @@ class SandboxDirectory:
 
 
 def _decode(data: bytes, sandbox_id: str) -> Record:
-    wire = msgpack.unpackb(data)
-    if not isinstance(wire, dict):
-        raise ValueError("not a map")
+    wire = unseal(data)
     version = wire.pop("version", None)
     if version != VERSION:
         raise ValueError(f"version {version!r}, this worker reads {VERSION}")

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-import msgpack
 import pytest
 
 from kuasar.api.gen.kuasar.admin.v1 import admin_pb2 as pb
+from kuasar.core.records import seal, unseal
 from tests import needs
 from tests.integration.gateway.node import NAMESPACE, SECONDS, Node, running
 
@@ -36,8 +36,8 @@ def copy_record(node: Node, original: str, name: str) -> None:
     """A sandbox that nobody started, as far as the directories tell."""
     source, target = Path(node.config.sandboxes_dir, original), Path(node.config.sandboxes_dir, name)
     target.mkdir()
-    record = msgpack.unpackb((source / "sandbox.msgpack").read_bytes()) | {"id": name}
-    (target / "sandbox.msgpack").write_bytes(msgpack.packb(record))
+    record = unseal((source / "sandbox.msgpack").read_bytes()) | {"id": name}
+    (target / "sandbox.msgpack").write_bytes(seal(record))
 
 
 def test_what_there_is_and_how_it_goes(node: Node) -> None:

@@ -16,12 +16,11 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgpack
-
 from kuasar.agent import kernel
 from kuasar.bus.messages import Hello
 from kuasar.bus.router import BusRouter
 from kuasar.core.errors import Unavailable
+from kuasar.core.records import unseal
 from kuasar.core.trees import mounts_below
 from kuasar.supervisor.keeper_client import Keeper
 from tests import failpoints
@@ -183,9 +182,7 @@ class Rig:
 
     def record(self) -> dict[str, Any]:
         """The sandbox's record as it lies on disk."""
-        data = (self.directory / "sandbox.msgpack").read_bytes()
-        record: dict[str, Any] = msgpack.unpackb(data)
-        return record
+        return unseal((self.directory / "sandbox.msgpack").read_bytes())
 
     def arm(self, point: str, action: str) -> None:
         """Arm a failpoint in all processes of this rig."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import pytest
 
 from kuasar.core import records
 from kuasar.core.process import start_time
 from kuasar.workers.pod import PodSpec
 from kuasar.workers.record import Record, SandboxDirectory
+
+
+def sealed(packed: bytes) -> bytes:
+    return zlib.crc32(packed).to_bytes(4, "big") + packed
 
 
 def save(top: Path, sandbox: str, **values: Any) -> Record:
@@ -49,8 +53,12 @@ def test_what_the_worker_writes_is_understood(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\xc1", b"\x80\x80", msgpack.packb([1]), msgpack.packb({"pod": 3}), msgpack.packb({"phases": [1]})],
-    ids=["empty", "unused code", "trailing", "no map", "pod no map", "phases no pairs"],
+    [
+        b"",
+        b"\xc1",
+        *map(sealed, (b"\xc1", b"\x80\x80", b"\x91" * 2000, b"\x90", b"\x81\xa3pod\x03", b"\x81\xa6phases\x91\x01")),
+    ],
+    ids=["empty", "not sealed", "unused code", "trailing", "deep", "no map", "pod no map", "phases no pairs"],
 )
 def test_what_cannot_be_read_is_shown_with_the_reason(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a1").mkdir()
