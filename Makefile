@@ -15,7 +15,7 @@ PYTEST := $(V)/python -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run start stop status guest test test-unit test-integration test-e2e chaos check format bench proto install clean template
+.PHONY: help run start stop status guest test test-unit test-integration test-e2e chaos soak check format bench proto install clean template
 
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ test-e2e: install ## pods through the real containerd (root); ENGINE=name for on
 
 chaos: install ## kill everything of ours under load, again and again (root); QUICK=1 for two minutes, SEED=n to repeat
 	@$(V)/python -m tests.chaos $(if $(QUICK),--quick) $(if $(SEED),--seed $(SEED))
+
+soak: install ## 2,000 pods come and go, and what stays must not grow (root); PODS=n for fewer
+	@$(V)/python -m tests.chaos.soak $(if $(PODS),--pods $(PODS))
 
 check: $(VENV) ## format, lint, types, unit tests
 	@$(V)/ruff format --check .

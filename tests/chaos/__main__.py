@@ -13,17 +13,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from collections.abc import Sequence
 
 from kuasar.cli.cri import CriClient
 from scripts.layout import CHECKOUT
 from scripts.stack import Stack
 from tests.chaos.figures import Figures
 from tests.chaos.load import PodLoad, turning
+from tests.chaos.progress import progress
 from tests.chaos.victims import UNDER_LOAD, WITH_CONTAINERD, Killer, Victim
 from tests.deadline import Patience, eventually
 from tests.e2e import leftovers
@@ -67,7 +64,7 @@ def _run(stack: Stack, options: argparse.Namespace) -> Figures:
     with (
         CriClient(stack.layout.containerd_socket, timeout=CALL_SECONDS * _PATIENCE) as cri,
         tempfile.TemporaryDirectory(prefix="kuasar-chaos-") as directory,
-        _progress(sum(counts.values())) as advance,
+        progress("kills", sum(counts.values())) as advance,
     ):
         before = leftovers.present(stack)
         nodes = [Node(stack, cri, engine, os.path.join(directory, engine.handler)) for engine in engines]
@@ -78,7 +75,7 @@ def _run(stack: Stack, options: argparse.Namespace) -> Figures:
             with turning(loads):
                 for victim in _order(UNDER_LOAD, counts, options.seed):
                     killer.kill(victim)
-                    advance(victim)
+                    advance(f"killed {victim}")
             _check(loads, whole=True)
             for load in loads:
                 load.write_anew()
@@ -87,7 +84,7 @@ def _run(stack: Stack, options: argparse.Namespace) -> Figures:
                 for load in loads:
                     load.check_lasting()
                     load.turn()
-                advance(victim)
+                advance(f"killed {victim}")
             _check(loads, whole=False)  # what containerd had read and not written when it was killed is lost
         finally:
             for node in nodes:
@@ -111,14 +108,6 @@ def _check(loads: Sequence[PodLoad], whole: bool) -> None:
     for load in loads:
         load.check_lasting()
         load.check_lines(whole)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("kills", total=total)
-        yield lambda victim: progress.update(task, advance=1, description=f"killed {victim}")
 
 
 if __name__ == "__main__":
