@@ -263,7 +263,7 @@ def settle_last_piece(logs: Iterable[tuple[int, ConnectionLog]], outlet: Outlet)
             continue
         if piece.sent == len(piece.data):
             connection_log.answered(piece.stream)
-        elif piece.before:
+        elif piece.stream in connection_log.exchange.unsent:  # with nothing sent, if it had to wait behind another
             connection_log.progress(piece.stream, piece.before + piece.sent)
         elif piece.stream in connection_log.exchange.requests:
             connection_log.keep(piece.stream, piece.data, piece.sent)

@@ -14,6 +14,7 @@ from kuasar.gateway.connection_log import ConnectionLog
 from kuasar.gateway.exchange import DamagedLog
 from kuasar.gateway.outlet import Outlet, Piece, new_spool
 from kuasar.gateway.ttrpc import FrameType, encode_frame
+from kuasar.gateway.ttrpc_connection import settle_last_piece
 
 REQUEST = encode_frame(1, FrameType.REQUEST, b"a request")
 
@@ -179,6 +180,33 @@ def test_what_was_sent_is_known_to_the_byte(pair: tuple[socket.socket, socket.so
     last = successor.last_piece()
     assert last is not None
     assert last.before + last.sent == len(big)
+    successor.close()
+
+
+@pytest.mark.parametrize("written_down", ["request", "unsent"])
+def test_the_last_piece_counts_whatever_was_written_down_of_it(
+    tmp_path: Path, pair: tuple[socket.socket, socket.socket], written_down: str
+) -> None:
+    """An answer that had to wait behind another is in the log with nothing sent when its first piece goes out."""
+    peer, ours = pair
+    log = ConnectionLog.create(str(tmp_path / "1"), ours)
+    peer.send(REQUEST)
+    log.take(ours)
+    frame = encode_frame(1, FrameType.RESPONSE, os.urandom(1 << 20))
+    if written_down == "unsent":
+        log.keep(1, frame, 0)
+    outlet = Outlet(new_spool(), lambda fd: None)
+    kept = os.dup(outlet.fileno())
+    sent = outlet.send(1, 1, ours, frame)
+    assert 0 < sent < len(frame)
+    outlet.close()  # and here it dies
+    log.close()
+    successor, log = Outlet(kept, lambda fd: None), ConnectionLog.open(str(tmp_path / "1"), ours)
+    settle_last_piece([(1, log)], successor)
+    assert log.exchange.requests == {}
+    assert log.exchange.unsent[1].sent == sent
+    assert log.exchange.unsent[1].frame == frame
+    log.remove()
     successor.close()
 
 
