@@ -164,6 +164,11 @@ class Stack:
         info: dict[str, Any] = self._rpc().supervisor.getProcessInfo(program)  # type: ignore[assignment]  # untyped RPC
         return int(info["pid"])
 
+    def supervisord_pid(self) -> int:
+        """What supervisord wrote down of itself. Raises FileNotFoundError where none was started."""
+        with open(f"{self.layout.run}/supervisord.pid", encoding="ascii") as file:
+            return int(file.read())
+
     def restart(self, program: str) -> None:
         """Stop and start a program the way an operator does, and wait until the stack is ready."""
         rpc = self._rpc()
@@ -234,8 +239,7 @@ class Stack:
 
     def _supervisord(self) -> list[int]:
         try:
-            with open(f"{self.layout.run}/supervisord.pid", encoding="ascii") as file:
-                pid = int(file.read())
+            pid = self.supervisord_pid()
         except (FileNotFoundError, ValueError):
             return []
         return [pid] if pid in leftovers.processes(self.layout) else []

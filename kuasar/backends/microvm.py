@@ -247,9 +247,8 @@ class MicroVm(Backend):
             took = time.time_ns() - sent
             if took < enough:
                 return
-        if took < _LARGEST_CLOCK_OFFSET:
-            return
-        log.warning("the machine answers so slowly that its clock may be off", limit_ns=_LARGEST_CLOCK_OFFSET)
+        if took >= _LARGEST_CLOCK_OFFSET:
+            log.warning("the machine answers so slowly that its clock may be off", limit_ns=_LARGEST_CLOCK_OFFSET)
 
     def _check_proof(
         self, proof: Mapping[str, Any], asked: tuple[int, int], machine_id: str, spec: MachineSpec

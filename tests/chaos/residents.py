@@ -93,10 +93,7 @@ class Residents:
         figure.savefig(path, dpi=120)
 
     def _pid(self, name: str) -> int:
-        if name != "supervisord":
-            return self._stack.pid(name)
-        with open(f"{self._stack.layout.run}/supervisord.pid", encoding="ascii") as file:
-            return int(file.read())
+        return self._stack.supervisord_pid() if name == "supervisord" else self._stack.pid(name)
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:

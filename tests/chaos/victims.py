@@ -82,7 +82,7 @@ class Killer:
             load = self._random.choice(self._loads)
             eventually(lambda: self._answers(load), "the gateway answers", timeout=_SECONDS)
         else:
-            eventually(lambda: self._stack.pid(name), name, until=lambda pid: pid not in (0, victim), timeout=_SECONDS)
+            self._replaced(name, victim)
         self._took(name, began)
         self._settled(name)
 
@@ -97,8 +97,7 @@ class Killer:
         return True
 
     def _kill_supervisord(self) -> None:
-        with open(f"{self._stack.layout.run}/supervisord.pid", encoding="ascii") as file:
-            daemon = int(file.read())
+        daemon = self._stack.supervisord_pid()
         victims = [os.pidfd_open(pid) for pid in (daemon, *map(self._stack.pid, ("gateway", "containerd")))]
         try:
             os.kill(daemon, signal.SIGKILL)
@@ -116,14 +115,12 @@ class Killer:
         victim = self._stack.pid("containerd")
         os.kill(victim, self._random.choice((signal.SIGKILL, signal.SIGTERM)))
         began = time.monotonic()
-        eventually(
-            lambda: self._stack.pid("containerd"),
-            "containerd",
-            until=lambda pid: pid not in (0, victim),
-            timeout=_SECONDS,
-        )
+        self._replaced("containerd", victim)
         self._stack.wait_ready()
         self._took("containerd", began)
+
+    def _replaced(self, name: str, victim: int) -> None:
+        eventually(lambda: self._stack.pid(name), name, until=lambda pid: pid not in (0, victim), timeout=_SECONDS)
 
     def _settled(self, program: str) -> None:
         name = program.rpartition(":")[2]

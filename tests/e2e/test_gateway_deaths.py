@@ -219,8 +219,7 @@ def test_supervisord_dies_and_everything_runs_on(node: Node) -> None:
     stack, pod = node.stack, node.pod()
     counting, idle = pod.run(COUNT, "counting"), pod.run_idle("idle")
     pids = [counting.pid, idle.pid]
-    with open(f"{stack.layout.run}/supervisord.pid", encoding="ascii") as file:
-        daemon = int(file.read())
+    daemon = stack.supervisord_pid()
     victims = [os.pidfd_open(pid) for pid in (daemon, *(stack.pid(name) for name in ("gateway", "containerd")))]
     keeper = stack.pid("keeper")
     try:

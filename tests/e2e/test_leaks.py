@@ -68,5 +68,4 @@ def test_pods_that_cannot_start_leave_nothing(node: Node) -> None:
 
 def supervisord(node: Node) -> int:
     """Its process."""
-    with open(f"{node.stack.layout.run}/supervisord.pid", encoding="ascii") as file:
-        return int(file.read())
+    return node.stack.supervisord_pid()

@@ -30,6 +30,11 @@ def moment(nanoseconds: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(nanoseconds // 1_000_000_000)) + " UTC"
 
 
+def pod(name: str, namespace: str) -> str:
+    """A pod as Kubernetes' tools name it: ``namespace/name``; empty for a sandbox without one."""
+    return f"{namespace}/{name}" if namespace else name
+
+
 def size(count: int) -> str:
     """Bytes with a binary unit."""
     value, unit = float(count), "B"

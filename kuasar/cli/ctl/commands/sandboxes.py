@@ -43,7 +43,7 @@ def ps(node: Node, full: bool, quiet: bool, as_json: bool) -> None:
 
 
 def _row(each: Sandbox, full: bool) -> tuple[object, ...]:
-    pod = f"{each.pod_namespace}/{each.pod_name}" if each.pod_namespace else each.pod_name
+    pod = words.pod(each.pod_name, each.pod_namespace)
     worker = "?" if each.worker is None else str(each.worker_pid) if each.worker == "alive" else each.worker
     return (
         each.id if full else each.id[:_SHORT],
@@ -72,7 +72,7 @@ def inspect(node: Node, wanted: str, as_json: bool) -> None:
         data({**dataclasses.asdict(sandbox), "info": info, "note": note})
         return
     remark(note)
-    pod = f"{sandbox.pod_namespace}/{sandbox.pod_name}" if sandbox.pod_namespace else sandbox.pod_name
+    pod = words.pod(sandbox.pod_name, sandbox.pod_namespace)
     known: list[tuple[str, Any]] = [
         ("id", sandbox.id),
         ("pod", f"{pod} ({sandbox.pod_uid})" if sandbox.pod_uid else pod),

@@ -99,7 +99,7 @@ def _cells(row: Row) -> tuple[object, ...]:
     sandbox = row.sandbox
     return (
         sandbox.id[:_SHORT],
-        f"{sandbox.pod_namespace}/{sandbox.pod_name}" if sandbox.pod_namespace else sandbox.pod_name or "-",
+        words.pod(sandbox.pod_name, sandbox.pod_namespace) or "-",
         sandbox.engine or "-",
         sandbox.state,
         words.age(sandbox.created_at),
