@@ -1,0 +1,1 @@
+"""The Cloud Hypervisor engine: what is sent to it, and how."""

@@ -1,0 +1,98 @@
+"""Command line and request bodies of Cloud Hypervisor: pure functions, proved by golden tests and the vendor's schema.
+
+Devices are called by our names (``id``), so that a successor can ask ``vm.info`` what is there.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from kuasar.backends.base import BINARY_HINT, Nic
+from kuasar.backends.share import TAG
+from kuasar.core.errors import BackendFailed
+
+GUEST_CID = 3
+"""The guest's own number; the socket tells machines apart, so all can have the same."""
+ROOT_DISK, VSOCK = "root", "vsock"
+_OLDEST = 50
+_SHARE_QUEUE_SIZE = 1024
+_VERSION = re.compile(r"^cloud-hypervisor v?(\d+)(?:\.\d+)*", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A machine as it is at boot. Paths are the VMM's to open."""
+
+    kernel: str
+    initramfs: str
+    root_disk: str
+    command_line: str
+    console: str
+    """File that the guest's serial console is written to."""
+    vsock: str
+    """Path of the unix socket that the VMM makes for hybrid vsock."""
+    memory_bytes: int
+    max_memory_bytes: int
+    max_vcpus: int
+    shared_memory: bool
+    """Whether virtiofsd shall see the guest's memory."""
+
+
+def argv(binary: str, api_fd: int) -> list[str]:
+    """The VMM without a machine; the API listens on the inherited socket ``api_fd``."""
+    return [binary, "--api-socket", f"fd={api_fd}", "--seccomp", "true"]
+
+
+def require_version(binary: str, said: str) -> str:
+    """The version in what ``--version`` said. Raises :class:`BackendFailed` if it is older than 50 or none."""
+    match = _VERSION.search(said)
+    if match is None:
+        raise BackendFailed(f"{binary}: {said.strip()!r:.100} is no version of Cloud Hypervisor; {BINARY_HINT}")
+    if int(match[1]) < _OLDEST:
+        raise BackendFailed(f"{binary}: {match[0]} is too old, {_OLDEST} or newer is needed; {BINARY_HINT}")
+    return match[0].split(" ")[1].removeprefix("v")
+
+
+def create(guest: Guest) -> dict[str, Any]:
+    """``vm.create``: one processor and the base's memory, with room to grow."""
+    memory: dict[str, Any] = {"size": guest.memory_bytes, "shared": guest.shared_memory}
+    if guest.max_memory_bytes > guest.memory_bytes:
+        memory |= {"hotplug_method": "VirtioMem", "hotplug_size": guest.max_memory_bytes - guest.memory_bytes}
+    return {
+        "payload": {"kernel": guest.kernel, "initramfs": guest.initramfs, "cmdline": guest.command_line},
+        "cpus": {"boot_vcpus": 1, "max_vcpus": guest.max_vcpus},
+        "memory": memory,
+        "disks": [disk(ROOT_DISK, guest.root_disk, read_only=True)],
+        "rng": {"src": "/dev/urandom"},
+        "serial": {"mode": "File", "file": guest.console},
+        "console": {"mode": "Off"},
+        "vsock": {"id": VSOCK, "cid": GUEST_CID, "socket": guest.vsock},
+    }
+
+
+def disk(name: str, path: str, *, read_only: bool) -> dict[str, Any]:
+    """``vm.add-disk``: a raw disk whose serial number is its name. Its kind is said, never guessed from what a
+    container wrote there."""
+    return {"id": name, "serial": name, "path": path, "readonly": read_only, "image_type": "Raw"}
+
+
+def net(name: str, nic: Nic) -> dict[str, Any]:
+    """``vm.add-net``: the taps come beside the request, a pair of queues for each."""
+    return {"id": name, "mac": nic.mac, "mtu": nic.mtu, "num_queues": 2 * len(nic.taps)}
+
+
+def share(name: str, socket: str) -> dict[str, Any]:
+    """``vm.add-fs``: the VMM connects to virtiofsd's socket itself."""
+    return {"id": name, "tag": TAG, "socket": socket, "num_queues": 1, "queue_size": _SHARE_QUEUE_SIZE}
+
+
+def resize(vcpus: int, memory_bytes: int) -> dict[str, Any]:
+    """``vm.resize``: what the machine shall have altogether."""
+    return {"desired_vcpus": vcpus, "desired_ram": memory_bytes}
+
+
+def remove(name: str) -> dict[str, Any]:
+    """``vm.remove-device``."""
+    return {"id": name}
