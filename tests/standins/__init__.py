@@ -1,0 +1,1 @@
+"""Executables that stand in for engines which cannot run here."""
