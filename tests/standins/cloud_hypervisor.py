@@ -5,6 +5,9 @@ Written against the vendor's API description, not against our client: it has an 
 own. Every request is appended as a line of JSON to the file named by ``STANDIN_JOURNAL``. ``STANDIN_FAULTS`` is a JSON
 object that makes calls go wrong, by endpoint: ``fail`` (500 with a reason), ``hang``, ``die`` (in the middle of the
 call), ``garble`` (no HTTP), ``truncate`` (half an answer).
+
+The guest is played by a real agent: a machine that runs connects vsock port 1024 to the unix socket that
+``STANDIN_AGENT`` names. Without it nobody listens in the guest.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ import os
 import signal
 import socket
 import sys
+import threading
 from typing import Any
 
 VERSION = "50.0.0"
 _MOST_FDS = 8
+_AGENT_PORT = 1024
 
 Fields = dict[str, type | tuple[type, ...] | dict[str, Any]]
 DISK: Fields = {"id": str, "serial": str, "path": str, "readonly": bool, "image_type": str}
@@ -78,6 +83,56 @@ def check(fields: Fields, body: Any, where: str) -> None:
             raise Refused(400, "Error from API", f"{where}.{name}: wrong type")
 
 
+class Vsock:
+    """Hybrid vsock at ``path``: a line asks for a port of the guest, and the connection is the port's from then on."""
+
+    def __init__(self, path: str, agent: str) -> None:
+        self._path = path
+        self._agent = agent
+
+    def open(self) -> None:
+        """Listen, until the program ends."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(self._path)
+        except OSError as exc:
+            raise Refused(500, "Error from API", "Cannot create vsock backend", str(exc)) from exc
+        listener.listen()
+        threading.Thread(target=self._accept, args=[listener], daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            sock, _ = listener.accept()
+            threading.Thread(target=self._serve, args=[sock], daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        line = b""
+        with sock:
+            while not line.endswith(b"\n"):
+                byte = sock.recv(1)
+                if not byte:
+                    return
+                line += byte
+            if line != b"CONNECT %d\n" % _AGENT_PORT or not self._agent:
+                return  # the VMM just hangs up
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
+                agent.connect(self._agent)
+                sock.sendall(b"OK 1073741824\n")
+                back = threading.Thread(target=_carry, args=[agent, sock], daemon=True)
+                back.start()
+                _carry(sock, agent)
+                back.join()
+
+
+def _carry(source: socket.socket, target: socket.socket) -> None:
+    try:
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        return
+
+
 class Vmm:
     """The state of the machine that is not there."""
 
@@ -115,6 +170,8 @@ class Vmm:
             return {name: {} for name in sorted(self.devices)}
         if endpoint == "vm.create":
             self._create(body)
+        elif endpoint == "vm.boot":
+            Vsock(self.config["vsock"]["socket"], os.environ.get("STANDIN_AGENT", "")).open()
         elif endpoint == "vm.resize":
             self._resize(body)
         elif endpoint == "vm.remove-device":

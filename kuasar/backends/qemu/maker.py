@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 from kuasar.backends.base import ROOT, AgentProcess, User
@@ -80,6 +80,10 @@ class MakerHost:
         pid, _ = self._children.spawn(launcher, stdout=log_fd, stderr=log_fd, pass_fds=numbered)
         return _Child(pid)
 
+    def close(self) -> None:
+        """Reap no more children; those that are left stay."""
+        self._children.close()
+
 
 class _Child:
     def __init__(self, pid: int) -> None:
@@ -94,8 +98,10 @@ class _Child:
 
 async def make(loop: Loop, settings: Engine, say: Callable[[str], None]) -> str:
     """Make the template if it is missing; gives its key. Raises :class:`KuasarError`."""
-    with tempfile.TemporaryDirectory(prefix="kuasar-template-") as directory:
-        host = MakerHost(loop, directory)
+    with (
+        tempfile.TemporaryDirectory(prefix="kuasar-template-") as directory,
+        closing(MakerHost(loop, directory)) as host,
+    ):
         setup = await find_setup(host, settings)
         key = setup.shape.key
         templates = Templates(f"{settings.cache_dir}/templates", f"{directory}/verified")

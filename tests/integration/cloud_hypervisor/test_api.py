@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ async def live(api: Api, disk: str, taps: tuple[int, ...]) -> list[Any]:
     nic = Nic("eth0", "02:00:00:00:00:01", 1500, taps)
     return [
         (await api.get("vmm.ping"))["version"],
-        await api.put("vm.create", bodies.create(GUEST)),
+        await api.put("vm.create", bodies.create(replace(GUEST, vsock=f"{disk}.vsock"))),
         await api.put("vm.boot"),
         (await api.put("vm.add-fs", bodies.share("share", "/run/virtiofsd.sock")))["id"],
         (await api.put("vm.add-net", bodies.net("nic0", nic), taps))["id"],
