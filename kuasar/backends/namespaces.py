@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import Backend, Ended, Host, MachineSpec, Stage
+from kuasar.backends.channels import greet
 from kuasar.backends.processes import HeldProcess, open_log
 from kuasar.backends.sockets import connect, listen
 from kuasar.core.config import Engine
@@ -74,13 +75,7 @@ class NamespaceBackend(Backend):
         return self._agent.adopt()
 
     async def connect_agent(self, deadline: float | None) -> AgentClient:
-        client = AgentClient(self.host.loop, connect(self.host.directory, _SOCKET, "the agent"))
-        try:
-            await client.hello(deadline)
-        except BaseException:
-            client.close()
-            raise
-        return client
+        return await greet(self.host.loop, connect(self.host.directory, _SOCKET, "the agent"), deadline)
 
     async def wait(self) -> Ended:
         await self._agent.wait()

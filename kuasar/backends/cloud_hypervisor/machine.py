@@ -13,6 +13,7 @@ from functools import partial
 
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import ROOT, Host, User
+from kuasar.backends.channels import greet
 from kuasar.backends.cloud_hypervisor import bodies
 from kuasar.backends.cloud_hypervisor.api import Api, socket_path
 from kuasar.backends.cloud_hypervisor.vsock import open_port
@@ -60,13 +61,7 @@ class Machine:
 
     async def open_channel(self, deadline: float) -> AgentClient:
         """A new connection to the agent, which has said hello. Waits for a guest that is still booting."""
-        client = AgentClient(self._host.loop, await self._until_listening(deadline))
-        try:
-            await client.hello(deadline)
-        except BaseException:
-            client.close()
-            raise
-        return client
+        return await greet(self._host.loop, await self._until_listening(deadline), deadline)
 
     async def _until_listening(self, deadline: float) -> socket.socket:
         while True:

@@ -16,6 +16,7 @@ from typing import Any
 
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import ROOT, Host, User
+from kuasar.backends.channels import greet
 from kuasar.backends.guest_image import INITRD, ROOT_DISK
 from kuasar.backends.processes import HeldProcess, open_log
 from kuasar.backends.qemu.argv import Descriptors, build
@@ -132,13 +133,7 @@ class Machine:
         except BaseException:
             port.close()
             raise
-        client = AgentClient(self._host.loop, port)
-        try:
-            await client.hello(deadline)
-        except BaseException:
-            client.close()
-            raise
-        return client
+        return await greet(self._host.loop, port, deadline)
 
     async def quit(self) -> None:
         """Ask QEMU to end; harmless when it is gone."""
