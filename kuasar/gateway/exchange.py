@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from kuasar.core.errors import KuasarError
-from kuasar.gateway.ttrpc import FrameType, Header, ProtocolError, encode_frame
+from kuasar.core.ttrpc import FrameType, Header, ProtocolError, encode_frame
 
 _HEAD = struct.Struct("<IB")  # length of what follows, kind
 _BASE = struct.Struct("<QI")

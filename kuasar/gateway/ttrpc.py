@@ -1,52 +1,25 @@
-"""ttrpc, the small RPC protocol that containerd and its shims speak over unix sockets: frames and a client.
+"""ttrpc over asyncio: reading frames, and a client (the frames themselves: kuasar/core/ttrpc.py).
 
-A frame is a header of 10 bytes (length, stream, type, flags; big-endian) and at most 4 MiB of data. A unary call is
-one REQUEST frame on a stream of its own, answered by one RESPONSE frame on the same stream; streams that a client
-opens are odd and only ever grow. There is no handshake, no ping and no reset: a damaged frame ends the connection.
-
-The codec (`Header`, `encode_frame`, `read_frame`) knows nothing of who uses it; a server needs no other.
-
-    TtrpcClient:  idle --call--> connected --EOF, damage, close()--> idle
-    every call open on a connection that ends fails with Unavailable; the next call dials again.
+TtrpcClient:  idle --call--> connected --EOF, damage, close()--> idle
+every call open on a connection that ends fails with Unavailable; the next call dials again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import IntEnum
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from kuasar.api.gen.ttrpc.ttrpc_pb2 import KeyValue, Request, Response
 from kuasar.core import errors
+from kuasar.core.ttrpc import FrameType, Header, ProtocolError, encode_frame
 
-MAX_DATA = 4 << 20
 MAX_STREAM = 0xFFFFFFFF
 
-_HEADER = struct.Struct(">IIBB")
-
 M = TypeVar("M", bound=Message)
-
-
-class FrameType(IntEnum):
-    """What a frame carries."""
-
-    REQUEST = 1
-    RESPONSE = 2
-    DATA = 3
-
-
-class ProtocolError(errors.KuasarError):
-    """The peer sent what the protocol does not allow. `stream` is where, as far as the header told."""
-
-    def __init__(self, message: str, *, stream: int = 0) -> None:
-        super().__init__(message, stream=stream)
-        self.stream = stream
 
 
 class CallRefused(errors.KuasarError):
@@ -55,39 +28,6 @@ class CallRefused(errors.KuasarError):
     def __init__(self, message: str, *, code: int) -> None:
         super().__init__(message, code=code)
         self.code = code
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The 10 bytes in front of every frame."""
-
-    length: int
-    stream: int
-    type: FrameType
-    flags: int
-
-    SIZE = _HEADER.size
-
-    @classmethod
-    def decode(cls, raw: bytes) -> Header:
-        """Reads exactly `SIZE` bytes; ProtocolError for an unknown type or a length above `MAX_DATA`."""
-        if len(raw) != cls.SIZE:
-            raise ProtocolError(f"ttrpc header has {len(raw)} bytes, not {cls.SIZE}")
-        length, stream, kind, flags = _HEADER.unpack(raw)
-        if kind not in FrameType.__members__.values():
-            raise ProtocolError(f"ttrpc frame on stream {stream} has unknown type {kind}", stream=stream)
-        if length > MAX_DATA:
-            raise ProtocolError(
-                f"ttrpc frame on stream {stream} has {length} bytes, more than {MAX_DATA}", stream=stream
-            )
-        return cls(length, stream, FrameType(kind), flags)
-
-
-def encode_frame(stream: int, kind: FrameType, data: bytes, flags: int = 0) -> bytes:
-    """One whole frame. ResourceExhausted if `data` is more than a frame can hold."""
-    if len(data) > MAX_DATA:
-        raise errors.ResourceExhausted(f"ttrpc message of {len(data)} bytes is larger than {MAX_DATA}")
-    return _HEADER.pack(len(data), stream, kind, flags) + data
 
 
 async def read_frame(reader: asyncio.StreamReader) -> tuple[Header, bytes] | None:

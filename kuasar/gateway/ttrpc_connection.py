@@ -23,12 +23,12 @@ from kuasar.api.gen.ttrpc.ttrpc_pb2 import Request, Response, Status
 from kuasar.core import log
 from kuasar.core.errors import InvalidArgument, KuasarError, ResourceExhausted, Unimplemented
 from kuasar.core.failpoints import failpoint
+from kuasar.core.ttrpc import FrameType, ProtocolError, encode_frame
 from kuasar.gateway.calls import Method
 from kuasar.gateway.connection_log import ConnectionLog
 from kuasar.gateway.exchange import Recorded
 from kuasar.gateway.outlet import Outlet
 from kuasar.gateway.status import code_of
-from kuasar.gateway.ttrpc import FrameType, ProtocolError, encode_frame
 
 NAMESPACE_KEY = "containerd-namespace-ttrpc"
 _MAX_CALLS = 1024

@@ -20,7 +20,8 @@ from google.protobuf.message import Message
 
 from kuasar.api.gen.containerd.task.v3 import task_pb2 as pb
 from kuasar.api.gen.ttrpc.ttrpc_pb2 import KeyValue, Request, Response
-from kuasar.gateway.ttrpc import FrameType, encode_frame, read_frame
+from kuasar.core.ttrpc import FrameType, encode_frame
+from kuasar.gateway.ttrpc import read_frame
 from kuasar.supervisor.keeper_client import Keeper
 from tests.deadline import eventually
 from tests.failpoints import arm, disarm

@@ -19,10 +19,11 @@ from kuasar.api.gen.containerd.task.v3 import task_pb2 as pb
 from kuasar.api.gen.ttrpc.ttrpc_pb2 import Request
 from kuasar.core.config import Config, Gateway
 from kuasar.core.errors import NotFound
+from kuasar.core.ttrpc import FrameType, encode_frame
 from kuasar.gateway.calls import Call, InFlight, methods_of
 from kuasar.gateway.custody import Custody
 from kuasar.gateway.grpc_server import make_server
-from kuasar.gateway.ttrpc import CallRefused, FrameType, TtrpcClient, encode_frame
+from kuasar.gateway.ttrpc import CallRefused, TtrpcClient
 from kuasar.gateway.ttrpc_server import TtrpcServer
 from kuasar.supervisor.keeper_client import Keeper
 

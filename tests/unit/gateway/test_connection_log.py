@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from kuasar.core.ttrpc import FrameType, encode_frame
 from kuasar.gateway.connection_log import ConnectionLog
 from kuasar.gateway.exchange import DamagedLog
 from kuasar.gateway.outlet import Outlet, Piece, new_spool
-from kuasar.gateway.ttrpc import FrameType, encode_frame
 from kuasar.gateway.ttrpc_connection import settle_last_piece
 
 REQUEST = encode_frame(1, FrameType.REQUEST, b"a request")

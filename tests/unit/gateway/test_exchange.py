@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kuasar.core.ttrpc import FrameType, ProtocolError, encode_frame
 from kuasar.gateway import exchange
 from kuasar.gateway.exchange import DamagedLog, Exchange
-from kuasar.gateway.ttrpc import FrameType, ProtocolError, encode_frame
 
 PAYLOADS = st.binary(max_size=40)
 

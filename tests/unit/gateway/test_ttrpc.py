@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kuasar.api.gen.containerd.task.v3.task_pb2 import StateRequest, StateResponse
 from kuasar.api.gen.ttrpc.ttrpc_pb2 import Request, Response
 from kuasar.core import errors
+from kuasar.core import ttrpc as frames
 from kuasar.gateway import ttrpc
 from tests.unit.gateway.ttrpc_peer import TtrpcPeer, refusal
 
@@ -53,18 +54,18 @@ def reader_of(data: bytes) -> asyncio.StreamReader:
 
 
 def test_a_frame_as_bytes() -> None:
-    frame = ttrpc.encode_frame(5, ttrpc.FrameType.REQUEST, b"abc", flags=2)
+    frame = frames.encode_frame(5, frames.FrameType.REQUEST, b"abc", flags=2)
     assert frame == b"\x00\x00\x00\x03\x00\x00\x00\x05\x01\x02abc"
 
 
 def test_frames_are_read_one_by_one_until_the_peer_closes() -> None:
     async def test() -> None:
         reader = reader_of(
-            ttrpc.encode_frame(1, ttrpc.FrameType.REQUEST, b"a")
-            + ttrpc.encode_frame(2**32 - 1, ttrpc.FrameType.RESPONSE, b"")
+            frames.encode_frame(1, frames.FrameType.REQUEST, b"a")
+            + frames.encode_frame(2**32 - 1, frames.FrameType.RESPONSE, b"")
         )
-        assert await ttrpc.read_frame(reader) == (ttrpc.Header(1, 1, ttrpc.FrameType.REQUEST, 0), b"a")
-        assert await ttrpc.read_frame(reader) == (ttrpc.Header(0, 2**32 - 1, ttrpc.FrameType.RESPONSE, 0), b"")
+        assert await ttrpc.read_frame(reader) == (frames.Header(1, 1, frames.FrameType.REQUEST, 0), b"a")
+        assert await ttrpc.read_frame(reader) == (frames.Header(0, 2**32 - 1, frames.FrameType.RESPONSE, 0), b"")
         assert await ttrpc.read_frame(reader) is None
 
     run(test())
@@ -82,7 +83,7 @@ def test_frames_are_read_one_by_one_until_the_peer_closes() -> None:
 )
 def test_damaged_frames(wire: bytes, message: str) -> None:
     async def test() -> None:
-        with pytest.raises(ttrpc.ProtocolError, match=message):
+        with pytest.raises(frames.ProtocolError, match=message):
             await ttrpc.read_frame(reader_of(wire))
 
     run(test())
@@ -93,21 +94,21 @@ def test_any_bytes_are_a_frame_an_end_or_a_protocol_error(wire: bytes) -> None:
     async def test() -> None:
         try:
             frame = await ttrpc.read_frame(reader_of(wire))
-        except ttrpc.ProtocolError:
+        except frames.ProtocolError:
             return
         if frame is None:
             assert wire == b""
             return
         header, data = frame
-        assert wire.startswith(ttrpc.encode_frame(header.stream, header.type, data, header.flags))
+        assert wire.startswith(frames.encode_frame(header.stream, header.type, data, header.flags))
 
     asyncio.run(test())
 
 
 def test_largest_message_and_one_byte_more() -> None:
-    assert len(ttrpc.encode_frame(1, ttrpc.FrameType.DATA, bytes(4 << 20))) == (4 << 20) + 10
+    assert len(frames.encode_frame(1, frames.FrameType.DATA, bytes(4 << 20))) == (4 << 20) + 10
     with pytest.raises(errors.ResourceExhausted, match="4194305"):
-        ttrpc.encode_frame(1, ttrpc.FrameType.DATA, bytes((4 << 20) + 1))
+        frames.encode_frame(1, frames.FrameType.DATA, bytes((4 << 20) + 1))
 
 
 # --- client
@@ -269,7 +270,7 @@ def test_an_answer_that_does_not_decode_is_a_protocol_error(path: Path) -> None:
         return Response(payload=b"\x0a\x7f")
 
     async def test(_: TtrpcPeer, client: ttrpc.TtrpcClient) -> None:
-        with pytest.raises(ttrpc.ProtocolError, match=r"payload is not a containerd\.task\.v3\.StateResponse"):
+        with pytest.raises(frames.ProtocolError, match=r"payload is not a containerd\.task\.v3\.StateResponse"):
             await state(client)
 
     with_peer(path, nonsense, test)
@@ -278,9 +279,9 @@ def test_an_answer_that_does_not_decode_is_a_protocol_error(path: Path) -> None:
 @pytest.mark.parametrize(
     ("wire", "message"),
     [
-        (ttrpc.encode_frame(1, ttrpc.FrameType.DATA, b""), "DATA frame for a unary call"),
-        (ttrpc.encode_frame(3, ttrpc.FrameType.RESPONSE, b""), "stream 3, never opened"),
-        (ttrpc.encode_frame(2, ttrpc.FrameType.RESPONSE, b""), "stream 2, never opened"),
+        (frames.encode_frame(1, frames.FrameType.DATA, b""), "DATA frame for a unary call"),
+        (frames.encode_frame(3, frames.FrameType.RESPONSE, b""), "stream 3, never opened"),
+        (frames.encode_frame(2, frames.FrameType.RESPONSE, b""), "stream 2, never opened"),
         (b"\xff" * 10, "unknown type 255"),
     ],
 )

@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from kuasar.api.gen.ttrpc.ttrpc_pb2 import Request, Response, Status
-from kuasar.gateway.ttrpc import FrameType, encode_frame, read_frame
+from kuasar.core.ttrpc import FrameType, encode_frame
+from kuasar.gateway.ttrpc import read_frame
 
 Handler = Callable[[Request], Awaitable[Response]]
 
