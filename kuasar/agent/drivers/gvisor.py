@@ -35,14 +35,12 @@ from kuasar.agent.drivers.base import (
 from kuasar.agent.drivers.runtime import NO_STREAMS, read_pid, write_json
 from kuasar.agent.drivers.sentry.control import container_stats
 from kuasar.agent.drivers.sentry.kernel import ID, SANDBOX, TYPE, Sentry
-from kuasar.agent.drivers.sentry.limits import together
-from kuasar.core import cgroup, log
+from kuasar.agent.drivers.shared_kernel.members import KILLED, Member, Members
+from kuasar.core import log
 from kuasar.core.aio import Future, Lock
 from kuasar.core.engines import GVISOR_PLATFORMS
-from kuasar.core.errors import BackendFailed, InvalidArgument, KuasarError, NotFound, Unimplemented, WrongState, wrap
+from kuasar.core.errors import BackendFailed, InvalidArgument, KuasarError, Unimplemented, WrongState, wrap
 from kuasar.core.spawn import Exit
-
-_KILLED = Exit(0, signal.SIGKILL)
 
 
 def make(context: Context, options: Mapping[str, Any]) -> Driver:
@@ -56,15 +54,7 @@ def make(context: Context, options: Mapping[str, Any]) -> Driver:
 
 
 @dataclass
-class _Container:
-    id: str
-    directory: str
-    cgroup: str
-    """Its own: empty of processes, made so that who looks for it finds the limits that were asked for."""
-    resources: dict[str, Any]
-    ended: Future[Exit]
-    lock: Lock
-    """One signal after the other."""
+class _Container(Member):
     stdio: list[int] = field(default_factory=list)
     """Duplicates of its standard descriptors until it is started: runsc hands over those of ``runsc start``."""
     is_started: bool = False
@@ -87,11 +77,11 @@ class GvisorDriver:
         self._context = context
         self._loop = context.loop
         self._sentry = sentry
-        self._containers: dict[str, _Container] = {}
+        self._containers: Members[_Container] = Members(context.loop, sentry, context.sandbox_id)
 
     async def create(self, setup: ContainerSetup, stdio: ProcessStdio, deadline: float | None) -> Started:
         """See ``base.Driver``."""
-        paused = next((one.id for one in self._containers.values() if one.is_paused), None)
+        paused = next((one.id for one in self._containers if one.is_paused), None)
         if paused:
             raise WrongState(f"create: the pod's kernel is paused with {paused}", seen="paused", needed="running")
         await self._sentry.require(setup.spec, deadline)
@@ -104,22 +94,17 @@ class GvisorDriver:
             Future(self._loop),
             Lock(self._loop),
         )
-        self._containers[setup.id] = container
         try:
+            self._containers.add(container)
             if not stdio.terminal:
                 container.stdio = _duplicates(stdio)
             write_json(f"{setup.directory}/config.json", member_spec(setup.spec))
-            if container.cgroup:
-                cgroup.create(container.cgroup)
-                cgroup.apply(container.cgroup, container.resources)
-            self._apply_limits()
             started = await self._sentry.runtime.create(
                 setup.id, setup.directory, stdio if stdio.terminal else NO_STREAMS, deadline
             )
         except BaseException:
             await self._undo_create(setup.id)
             raise
-        self._sentry.ended.add_done_callback(lambda _: self._end(container, _KILLED))
         send = functools.partial(self._signal, container, "")
         return Started(self._sentry.pid, started.console, container.ended, send, self._sentry.cgroup)
 
@@ -131,7 +116,7 @@ class GvisorDriver:
 
     async def start(self, container_id: str, deadline: float | None) -> None:
         """See ``base.Driver``."""
-        container = self._require(container_id)
+        container = self._containers.require(container_id)
         stdio = ProcessStdio(False, *container.stdio) if container.stdio else NO_STREAMS
         await self._sentry.runtime.run("start", [container_id], container.directory, stdio, deadline)
         _close_all(container.stdio)
@@ -143,20 +128,16 @@ class GvisorDriver:
         argv = [*self._sentry.runtime.command(os.devnull), "wait", container.id]
         try:
             said = await self._context.children.run(argv)
-            self._end(container, read_wait(said.output))
+            container.end(read_wait(said.output))
         except KuasarError as exc:
             log.error("the end of a container is not told", container=container.id, error=exc)
-            self._end(container, _KILLED)
-
-    def _end(self, container: _Container, end: Exit) -> None:
-        if not container.ended.done:
-            container.ended.set_result(end)
+            container.end(KILLED)
 
     async def exec(
         self, container_id: str, exec_id: str, process: dict[str, Any], stdio: ProcessStdio, deadline: float | None
     ) -> Started:
         """See ``base.Driver``."""
-        container = self._require(container_id)
+        container = self._containers.require(container_id)
         number = f"{container.directory}/exec-{exec_id}.inside"
         try:
             started = await self._sentry.runtime.exec(
@@ -184,7 +165,7 @@ class GvisorDriver:
                 return
             if not container.is_started:  # there is no process yet, and none will come
                 if number == signal.SIGKILL:
-                    self._end(container, _KILLED)
+                    container.end(KILLED)
                 return
             try:
                 if number == signal.SIGKILL and container.is_paused:
@@ -205,15 +186,11 @@ class GvisorDriver:
                 "delete", ["--force", container_id], container.directory, NO_STREAMS, deadline
             )
         _close_all(container.stdio)
-        self._end(container, _KILLED)
-        if container.cgroup:
-            await cgroup.destroy(self._loop, container.cgroup, deadline)
-        del self._containers[container_id]
-        self._apply_limits()
+        await self._containers.remove(container, deadline)
 
     async def pause(self, container_id: str, deadline: float | None) -> None:
         """See ``base.Driver``. runsc stops the whole kernel, so nothing else may live in it."""
-        container = self._require(container_id)
+        container = self._containers.require(container_id)
         if len(self._containers) > 1:
             others = len(self._containers) - 1
             words = (
@@ -225,43 +202,23 @@ class GvisorDriver:
 
     async def resume(self, container_id: str, deadline: float | None) -> None:
         """See ``base.Driver``."""
-        container = self._require(container_id)
+        container = self._containers.require(container_id)
         await self._sentry.runtime.run("resume", [container_id], container.directory, NO_STREAMS, deadline)
         container.is_paused = False
 
     async def update(self, container_id: str, resources: dict[str, Any], deadline: float | None) -> None:
         """See ``base.Driver``. The containers share what they may have together."""
-        container = self._require(container_id)
-        if container.cgroup:
-            cgroup.apply(container.cgroup, resources)
-        container.resources = merged(container.resources, resources)
-        self._apply_limits()
+        self._containers.update(self._containers.require(container_id), resources)
 
     async def stats(self, container_id: str, deadline: float | None) -> dict[str, Any]:
         """See ``base.Measuring``."""
-        self._require(container_id)
+        self._containers.require(container_id)
         sentry = self._sentry
         return await container_stats(self._loop, sentry.control, sentry.cgroup, container_id, deadline)
 
     def pids(self, container_id: str) -> list[int]:
         """See ``base.Measuring``: the kernel, and who waits for the execs."""
-        container = self._require(container_id)
-        return [] if container.ended.done else [self._sentry.pid]
-
-    def _apply_limits(self) -> None:
-        """The kernel keeps what it has where the sum cannot be had (it uses more than a lower limit allows)."""
-        if not self._sentry.cgroup or self._sentry.ended.done:
-            return
-        try:
-            cgroup.apply(self._sentry.cgroup, together(one.resources for one in self._containers.values()))
-        except KuasarError as exc:
-            log.warning("the limits of the pod's kernel stay as they were", error=exc)
-
-    def _require(self, container_id: str) -> _Container:
-        container = self._containers.get(container_id)
-        if container is None:
-            raise NotFound(f"the runtime has no container {container_id}")
-        return container
+        return self._containers.pids(container_id)
 
 
 def _duplicates(stdio: ProcessStdio) -> list[int]:
@@ -287,15 +244,6 @@ def _close_all(fds: list[int]) -> None:
 def member_spec(spec: dict[str, Any]) -> dict[str, Any]:
     """A container's specification with the annotations by which runsc puts it into the pod's kernel."""
     return {**spec, "annotations": {**(spec.get("annotations") or {}), TYPE: "container", SANDBOX: ID}}
-
-
-def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """OCI resources after an update: what it does not name stays."""
-    found = dict(old)
-    for group, values in new.items():
-        before = found.get(group)
-        found[group] = {**before, **values} if isinstance(before, dict) and isinstance(values, dict) else values
-    return found
 
 
 def read_wait(output: bytes) -> Exit:

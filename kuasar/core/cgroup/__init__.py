@@ -11,7 +11,7 @@ from kuasar.core.cgroup.migration import enter_alone, prepare
 from kuasar.core.cgroup.oom import OomWatch, oom_kills
 from kuasar.core.cgroup.resources import apply
 from kuasar.core.cgroup.statistics import stats
-from kuasar.core.cgroup.tree import create, destroy, enter, exists, freeze, kill, procs, thaw
+from kuasar.core.cgroup.tree import create, destroy, enter, exists, freeze, kill, mark, marked, procs, thaw
 
 __all__ = [
     "Hierarchies",
@@ -26,6 +26,8 @@ __all__ = [
     "expand",
     "freeze",
     "kill",
+    "mark",
+    "marked",
     "oom_kills",
     "prepare",
     "procs",

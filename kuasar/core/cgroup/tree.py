@@ -16,6 +16,7 @@ from kuasar.core.errors import BackendFailed, DeadlineExceeded, NotFound, WrongS
 _V2_CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")
 _SETTLE_SECONDS = 5.0
 _POLL_SECONDS = 0.002
+_OWNER = "trusted.kuasar.sandbox"
 
 
 def create(path: str, at: Hierarchies | None = None) -> None:
@@ -34,6 +35,21 @@ def create(path: str, at: Hierarchies | None = None) -> None:
             with suppress(OSError):
                 os.rmdir(directory)
         raise BackendFailed(f"cannot make cgroup {exc.filename}: {exc.strerror}", errno=exc.errno) from exc
+
+
+def mark(path: str, sandbox: str, at: Hierarchies | None = None) -> None:
+    """Write on the cgroup whose it is: one without processes does not tell. Kernels that cannot note it do without."""
+    for root in (at or current()).roots():
+        with suppress(OSError):
+            os.setxattr(root + path, _OWNER, sandbox.encode())
+
+
+def marked(directory: str) -> str:
+    """The sandbox that :func:`mark` has written on a cgroup, given by its directory; empty if none has."""
+    try:
+        return os.getxattr(directory, _OWNER).decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _make_below(root: str, path: str, hierarchies: Hierarchies) -> bool:

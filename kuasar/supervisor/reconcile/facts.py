@@ -119,12 +119,14 @@ def _title(pid: str) -> str:
 
 
 def _cgroups(orphans: frozenset[str]) -> Iterator[tuple[str, str]]:
-    """Those named after a sandbox: ``kuasar-<id>``, and ``<id>-<container>`` where CRI gave none."""
+    """Those named after a sandbox: ``kuasar-<id>``, ``<id>-<container>`` where CRI gave none, and the marked ones."""
     found: set[tuple[str, str]] = set()
     for root in cgroup.current().roots():
         for directory, folders, _ in os.walk(root):
             for name in list(folders):
                 sandbox = _owner_of_cgroup(directory.removeprefix(root), name, orphans)
+                if not sandbox and (owner := cgroup.marked(f"{directory}/{name}")) in orphans:
+                    sandbox = owner
                 if sandbox:
                     found.add((sandbox, f"{directory.removeprefix(root)}/{name}"))
                     folders.remove(name)

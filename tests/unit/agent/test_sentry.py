@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kuasar.agent.drivers.gvisor import member_spec, merged, read_wait
+from kuasar.agent.drivers.gvisor import member_spec, read_wait
 from kuasar.agent.drivers.sentry.control import part_of
 from kuasar.agent.drivers.sentry.kernel import find_runsc, pod_spec
-from kuasar.agent.drivers.sentry.limits import KERNEL_BYTES, together
 from kuasar.agent.drivers.sentry.pause import pause_program
+from kuasar.agent.drivers.shared_kernel.limits import KERNEL_BYTES, together
+from kuasar.agent.drivers.shared_kernel.members import merged
 from kuasar.core.errors import BackendFailed
 from kuasar.core.spawn import Exit
 

@@ -1,1 +1,1 @@
-"""What the gVisor driver is made of: the pod's kernel (runsc's "sentry"), its first program, limits and figures."""
+"""What the gVisor driver is made of: the pod's kernel (runsc's "sentry"), its first program and figures."""
