@@ -37,6 +37,9 @@ _MOVE_MOUNT_F_EMPTY_PATH = 4
 _AT_FDCWD = -100
 _ATTRIBUTES = {MS_RDONLY: 0x1, MS_NOSUID: 0x2, MS_NODEV: 0x4, MS_NOEXEC: 0x8}  # MS_* to MOUNT_ATTR_*
 _PR_SET_CHILD_SUBREAPER = 36
+_OPENAT2 = 437
+_OPEN_HOW = struct.Struct("3Q")  # flags, mode, how paths are resolved
+_RESOLVE_IN_ROOT, _RESOLVE_NO_MAGICLINKS = 0x10, 0x2
 
 # PyDLL: one thread, so there is nobody to hand the interpreter to during a call
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -107,6 +110,13 @@ def bind_tree(source: str, target: str, propagation: int, read_only: bool) -> No
         _move_mount(tree, target)
     finally:
         os.close(tree)
+
+
+def open_inside(root_fd: int, path: str) -> int:
+    """A descriptor (O_PATH) of ``path`` with the directory ``root_fd`` as the root of all links on the way."""
+    flags = os.O_PATH | os.O_CLOEXEC
+    how = _OPEN_HOW.pack(flags, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+    return _checked(_libc.syscall(_OPENAT2, root_fd, os.fsencode(path), how, _OPEN_HOW.size), path)
 
 
 def _move_mount(tree: int, target: str) -> None:

@@ -47,14 +47,17 @@ def require_program(name: str, hint: str) -> str:
     raise BackendFailed(f"{name} {why}; {hint}")
 
 
-async def ask_version(host: ProbeHost, name: str, hint: str, deadline: float) -> Probe:
-    """Find program ``name`` and have it say its version. Raises :class:`BackendFailed` with what it says instead."""
+async def ask_version(
+    host: ProbeHost, name: str, hint: str, deadline: float, pattern: re.Pattern[str] = _VERSION
+) -> Probe:
+    """Find program ``name`` and have it say its version, which is the first group of ``pattern``. Raises
+    :class:`BackendFailed` with what it says instead."""
     binary = require_program(name, hint)
     done = await host.run([binary, "--version"], deadline)
     words = done.output.decode(errors="replace").strip()
     if done.exit.shell_code:
         raise BackendFailed(f"{binary} --version {done.exit.words}: {words:.300}")
-    match = _VERSION.search(words)
+    match = pattern.search(words)
     if match is None:
         raise BackendFailed(f"{binary} does not say its version, but {words!r:.300}")
     return Probe(binary, match[1])

@@ -7,6 +7,7 @@ the module when the first sandbox of that kind needs it.
 BACKEND_MODULES: dict[str, str] = {
     "gvisor": "kuasar.backends.gvisor",
     "qemu": "kuasar.backends.qemu.engine",
+    "quark": "kuasar.backends.quark",
     "runc": "kuasar.backends.runc",
     "wasmedge": "kuasar.backends.wasmedge",
     "wasmtime": "kuasar.backends.wasmtime",

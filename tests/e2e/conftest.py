@@ -112,9 +112,10 @@ def node(stack: Stack, cri: CriClient, engine: Engine, clean: None, tmp_path: Pa
     """Makes pods for one test."""
     cri.timeout = CALL_SECONDS * engine.patience
     Patience.factor = engine.patience
-    made = Node(stack, cri, engine, str(tmp_path))
-    yield made
-    made.close()
+    with engine.host():
+        made = Node(stack, cri, engine, str(tmp_path))
+        yield made
+        made.close()
     Patience.factor = 1.0
 
 

@@ -7,11 +7,13 @@ what tests run: each engine has its way to idle, to end with a code and to write
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 from kuasar.cli import images
+from tests.standins.quark_host import quark_host
 
 SHELL = "shell"  # runs Linux programs, a shell among them, under the security settings of the pod
 EXEC = "exec"
@@ -148,6 +150,9 @@ class Engine:
     brief: bool = False
     """Whether a run of all engines leaves it to the files of `BRIEF`: the whole suite takes it too long."""
 
+    host: Callable[[], AbstractContextManager[None]] = nullcontext
+    """What the engine needs on the host, while a test runs."""
+
     def can(self, capability: str) -> bool:
         """Whether the engine declares `capability`."""
         return capability in self.capabilities
@@ -158,6 +163,7 @@ _LINUX = _EACH | frozenset(
     {SHARED_KERNEL, SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, HOST_NETWORK, HOST_PID, HOST_IPC, SHARED_PID, DEVICES}
 )
 _GVISOR = frozenset({SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, HOST_NETWORK})
+_QUARK = frozenset({SHELL, EXEC, UPDATE, HOST_NETWORK})
 _WASM = frozenset({SHARED_KERNEL, WASM, PAUSE, PAUSE_ONE, UPDATE, STATS, HOST_NETWORK})
 _MACHINE = _EACH | frozenset({SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, SHARED_PID, OWN_KERNEL})
 _WASMEDGE_PROGRAMS = WasmPrograms(b"args.wasm", "stdout", (b"execution failed", b"unreachable", b"_start"))
@@ -170,6 +176,8 @@ ENGINES = {
         Engine("kuasar-qemu", BUSYBOX, LinuxPrograms(), _MACHINE | {OURS, BOUNDED_DRAIN}, 8.0, 30, 10, True),
         Engine("kuasar-wasmedge", WASM_MODULES, _WASMEDGE_PROGRAMS, _WASM | {OURS, PLUGINS}),
         Engine("kuasar-gvisor", BUSYBOX, LinuxPrograms(), _GVISOR | {OURS, BOUNDED_DRAIN}, 3.0, 30, 8, True),
+        # a stand-in for the program (tests/standins/quark.py): there is none here that runs a guest
+        Engine("kuasar-quark", BUSYBOX, LinuxPrograms(), _QUARK | {OURS, BOUNDED_DRAIN}, 2.0, 30, 8, True, quark_host),
         # containerd's own shim: what the tests are proved against, and compared with
         Engine("runc", BUSYBOX, LinuxPrograms(), _LINUX | {BIDIRECTIONAL}),
     )

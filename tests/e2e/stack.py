@@ -9,12 +9,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from kuasar.core.config import load
 from scripts.layout import CHECKOUT, Layout, default_settings
 from scripts.leftovers import Leftover
 from scripts.stack import Stack
 from tests.e2e.images import wasm_modules
+from tests.standins.quark_host import QuarkProgram
 
 # sessions of several checkouts may run at a time: names and addresses go by our pid (at most 7 digits)
 NAME = f"e{os.getpid()}"
@@ -27,7 +29,7 @@ BROKEN = "kuasar-broken"
 BINARIES = {"qemu": os.environ["QEMU"]} if os.environ.get("QEMU") else {}
 """``QEMU=path``: another QEMU than the machine's (scripts/fetch-qemu10.sh)."""
 
-SETTINGS = f"""{default_settings(**BINARIES)}
+SETTINGS = f"""
 [debug]
 failpoints = true
 [sandboxers.{BROKEN}]
@@ -43,7 +45,9 @@ def start_stack() -> Iterator[Stack]:
     """A running stack with the test images imported; what it leaves behind at the end fails the session."""
     _stop_abandoned_stacks()
     data = tempfile.mkdtemp(prefix="kuasar-e2e-", dir="/var/tmp")
-    stack = Stack(Layout(name=NAME, data=data, subnet=SUBNET, settings=SETTINGS))
+    programs = {**BINARIES, "quark": str(QuarkProgram(Path(data)).path)}
+    settings = default_settings(**programs) + SETTINGS
+    stack = Stack(Layout(name=NAME, data=data, subnet=SUBNET, settings=settings))
     left: list[Leftover] = []
     try:
         stack.start()

@@ -8,7 +8,7 @@ from pathlib import Path
 from kuasar.core.config import Config, Engine, load
 from kuasar.core.engines import BACKEND_MODULES
 
-PROGRAMS = {"runc": "runc", "gvisor": "runsc", "wasmedge": "wasmedge"}
+PROGRAMS = {"runc": "runc", "gvisor": "runsc", "quark": "quark", "wasmedge": "wasmedge"}
 """What the file says instead of nothing, because it shows what may stand there."""
 SHIPPED = Path(__file__).parents[2] / "etc" / "kuasar.toml"
 

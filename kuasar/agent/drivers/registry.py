@@ -12,6 +12,7 @@ from kuasar.core.errors import InvalidArgument
 DRIVERS: Mapping[str, str] = {
     "oci": "kuasar.agent.drivers.oci",
     "gvisor": "kuasar.agent.drivers.gvisor",
+    "quark": "kuasar.agent.drivers.quark.driver",
     "wasmedge": "kuasar.agent.drivers.wasmedge",
     "wasmtime": "kuasar.agent.drivers.wasmtime",
 }
