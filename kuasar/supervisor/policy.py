@@ -1,9 +1,9 @@
 """When a worker that died is started again. Pure arithmetic, no clock and no process.
 
 Never gives up and never spins: the first few short lives cost nothing, so that a kill is repaired at once even when it
-comes twice; after that the pause doubles up to a cap. Living pays for dying: every :data:`SECONDS_A_DEATH` of a life take
-one death off the score, and :data:`HEALTHY_SECONDS` take all, so that a worker that works and is killed now and then is
-started again at once however often that happens, and one that dies sooner than it can pay (a crash loop) is not.
+comes twice; after that the pause doubles up to a cap. Living pays for dying: every :data:`SECONDS_A_DEATH` of a life
+take one death off the score, and :data:`HEALTHY_SECONDS` take all. So a worker that works and is killed now and then is
+started again at once, however often that happens, and one that dies sooner than it can pay (a crash loop) is not.
 """
 
 from __future__ import annotations

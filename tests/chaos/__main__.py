@@ -12,6 +12,7 @@ import random
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -99,6 +100,9 @@ def _run(stack: Stack, options: argparse.Namespace) -> Figures:
                 _under_load(killer, loads, together(in_order(UNDER_LOAD, counts, options.seed), options.seed), advance)
                 wrong += _all_reported(exits, events, loads)
             _with_containerd(killer, loads, in_order(WITH_CONTAINERD, counts, options.seed), directory, advance)
+        except Exception as error:  # what was seen until then is told all the same
+            traceback.print_exc()
+            wrong.append(f"the run broke off: {error!r:.1000}")
         finally:
             for load in loads:
                 load.close()

@@ -23,6 +23,7 @@ WRITES = [
     "awk",
     f'BEGIN {{ while ((getline line < "{STOP_FILE}") < 0) for (k = 0; k < 200; k++) {{'
     f' printf "%0{WIDTH}d\\n", i; printf "%0{WIDTH}d\\n", i > "/dev/stderr"; i++ }}'
+    f' system("sleep 1");'  # who has made the file must end first: it would be killed with the container
     f' printf "end %d\\n", i; printf "end %d\\n", i > "/dev/stderr"; exit {END_CODE} }}',
 ]
 _STREAMS = (b"stdout", b"stderr")

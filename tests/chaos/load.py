@@ -107,9 +107,10 @@ class PodLoad:
         """Have it come to its end: no line may be missing, doubled, torn or out of order."""
         if self.writer is None or self.lines is None:
             return
-        if self.idle.pod.cri.exec_sync(self.writer.id, ["touch", STOP_FILE], timeout=_EXEC_SECONDS).exit_code:
-            self.wrong.append(f"{self._name(self.writer)} cannot be told to end")
+        told = self.writer.exec("touch", STOP_FILE, timeout=_EXEC_SECONDS)
         self._executed(self.writer, 0)
+        if told.exit_code:
+            self.wrong.append(f"{self._name(self.writer)} cannot be told to end: {told}")
         code = self.writer.wait(_PATIENCE_SECONDS).exit_code
         self._ended(self.writer, END_CODE, code)
         lines = self.lines

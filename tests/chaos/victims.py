@@ -126,7 +126,8 @@ class Killer:
         self._settled(program)
         gateway = Gateway(self._stack.layout.gateway_socket)
         request = StateRequest(id=load.idle.id)
-        gateway.task.State(request, timeout=_SECONDS, metadata=NAMESPACE)  # connected, and everybody is there
+        # connected, and everybody is there
+        gateway.task.State(request, timeout=_SECONDS, metadata=NAMESPACE, wait_for_ready=True)
         victim = self._stack.pid(program)
 
         def back() -> None:
