@@ -23,10 +23,10 @@ from kuasar.supervisor import keeper_wire, zygote_wire
 from scripts.stack import Stack
 from tests.bench.smaps import pss_mib
 from tests.e2e.engines import HOST_PID, OURS
-from tests.e2e.garbage import spoilt, throw
 from tests.e2e.gateway import NAMESPACE
 from tests.e2e.harness import Container, Node
 from tests.e2e.stack import sandbox_directory
+from tests.garbage import spoilt, throw
 
 pytestmark = pytest.mark.needs(OURS, HOST_PID)
 
