@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import grpc
@@ -126,8 +127,8 @@ class Killer:
         self._settled(program)
         gateway = Gateway(self._stack.layout.gateway_socket)
         request = StateRequest(id=load.idle.id)
-        # connected, and everybody is there
-        gateway.task.State(request, timeout=_SECONDS, metadata=NAMESPACE, wait_for_ready=True)
+        with suppress(grpc.RpcError):  # connected, and everybody is there
+            gateway.task.State(request, timeout=_SECONDS, metadata=NAMESPACE, wait_for_ready=True)
         victim = self._stack.pid(program)
 
         def back() -> None:
@@ -170,9 +171,9 @@ class Killer:
             try:
                 gateway.task.State(StateRequest(id=load.idle.id), timeout=_SECONDS, metadata=NAMESPACE)
             except grpc.RpcError as error:
-                if error.code() != grpc.StatusCode.UNAVAILABLE:
-                    raise
-                return False
+                if error.code() == grpc.StatusCode.UNAVAILABLE:
+                    return False
+                load.wrong.append(f"{load.pod.config.metadata.name}/{load.idle.name}: {error.code()} {error.details()}")
         return True
 
     def _with_supervisord(self, others: Sequence[str]) -> Back:
