@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if unknown := [name for name in options.engines.split(",") if name not in ENGINES]:
         parser.error(f"--engines: unknown {', '.join(unknown)}")
-    if not 0 <= options.machines <= options.pods or options.pods < 1:
-        parser.error("--pods: must be at least 1, and --machines at most as many")
+    if not 0 <= options.machines < options.pods:
+        parser.error("--pods: must be at least 1, and --machines fewer")
     if not 0.01 <= options.writer_cpu <= 1:
         parser.error("--writer-cpu: must be from 0.01 to 1")
     Patience.factor = _PATIENCE

@@ -41,8 +41,10 @@ class Figures:
             json.dump(asdict(self), file, indent=1)
 
     def _alone(self, name: str) -> str:
-        seconds = self.answers.get(name)
-        return f" ({_words(seconds)})" if seconds else ""
+        seconds, machines = self.answers.get(name), self.answers.get(f"{name} of a machine")
+        words = [_words(seconds)] if seconds else []
+        words += [f"of machines {_words(machines)}"] if machines else []
+        return f" ({', '.join(words)})" if words else ""
 
 
 def _words(seconds: list[float]) -> str:

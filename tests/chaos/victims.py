@@ -88,13 +88,15 @@ class Killer:
         self._random = random.Random(seed)
         self._pause = threading.Event()
         self.seconds: dict[str, list[float]] = {}
-        """By victim; of two that died together until both were back, by "one with the other"."""
+        """By victim (workers of machines by themselves: their agents are slow to answer); of two that died together
+        until both were back, by "one with the other"."""
         self.deaths: dict[str, int] = {}
 
     def kill(self, names: Sequence[str]) -> None:
         """One death, or two of which the second hits while the first is being made good. Comes back when all are
         replaced and have run for long enough to be started again at once."""
-        strikes = [self._prepared(name, names) for name in names]
+        loads = {name: self._load(name, names) for name in names}
+        strikes = [self._prepared(name, loads[name]) for name in names]
         backs = []
         for number, strike in enumerate(strikes):
             if number:
@@ -104,32 +106,37 @@ class Killer:
         began = time.monotonic()
         for back in backs:
             back()
-        self.seconds.setdefault(" with ".join(sorted(names)), []).append(time.monotonic() - began)
+        of_machine = " of a machine" if names == ("worker",) and loads["worker"].is_machine else ""
+        self.seconds.setdefault(" with ".join(sorted(names)) + of_machine, []).append(time.monotonic() - began)
         for name in names:
             if name not in ("worker", "supervisord", "everything"):
                 self._settled(name)
 
-    def _prepared(self, name: str, names: Sequence[str]) -> Callable[[], Back]:
+    def _load(self, name: str, names: Sequence[str]) -> PodLoad:
+        """The one that is asked afterwards; of a worker its own."""
+        with_keeper = name == "worker" and "keeper" in names
+        return self._random.choice([load for load in self._loads if not (with_keeper and load.is_machine)])
+
+    def _prepared(self, name: str, load: PodLoad) -> Callable[[], Back]:
         """Everything that is to be known before the kill, which is what this gives."""
         match name:
             case "worker":
-                return self._worker([load for load in self._loads if "keeper" not in names or not load.is_machine])
+                return self._worker(load)
             case "supervisord":
                 return lambda: self._with_supervisord(["gateway", "containerd"])
             case "everything":
                 return lambda: self._with_supervisord([])
             case _:
-                return self._program(name)
+                return self._program(name, load)
 
-    def _worker(self, loads: Sequence[PodLoad]) -> Callable[[], Back]:
-        load = self._random.choice(loads)
+    def _worker(self, load: PodLoad) -> Callable[[], Back]:
         program = f"sandbox:{load.pod.id}"
         self._settled(program)
         gateway = Gateway(self._stack.layout.gateway_socket)
         request = StateRequest(id=load.idle.id)
         with suppress(grpc.RpcError):  # connected, and everybody is there
             gateway.task.State(request, timeout=_SECONDS, metadata=NAMESPACE, wait_for_ready=True)
-        victim = self._stack.pid(program)
+        victim = self._pid(program)
 
         def back() -> None:
             with gateway:
@@ -144,10 +151,9 @@ class Killer:
 
         return strike
 
-    def _program(self, name: str) -> Callable[[], Back]:
+    def _program(self, name: str, load: PodLoad) -> Callable[[], Back]:
         self._settled(name)
-        victim = self._stack.pid(name)
-        load = self._random.choice(self._loads)
+        victim = self._pid(name)
         number = self._random.choice((signal.SIGKILL, signal.SIGTERM)) if name == "containerd" else signal.SIGKILL
 
         def back() -> None:
@@ -190,6 +196,10 @@ class Killer:
             for victim in victims:
                 os.close(victim)
         return self._stack.start
+
+    def _pid(self, program: str) -> int:
+        """Never 0, which would be ourselves."""
+        return eventually(lambda: self._stack.pid(program), f"{program} runs", timeout=_SECONDS)
 
     def _replaced(self, name: str, victim: int) -> None:
         eventually(lambda: self._stack.pid(name), name, until=lambda pid: pid not in (0, victim), timeout=_SECONDS)
