@@ -102,14 +102,14 @@ class Carrier:
         self._disconnect()
         self._to_host.clear()  # nobody would look at it
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        connection.setblocking(False)  # who would have to accept it waits for us
         self._nonce = nonce
         try:
             connection.connect(self._agent)
-        except OSError:  # the agent is about to end
+        except OSError:  # the agent is about to end, or many openings came at once
             connection.close()
             self._to_host += CLOSED + nonce
             return
-        connection.setblocking(False)
         self._connection = connection
         self._epoll.register(connection.fileno(), _EVENTS)
         self._to_host += READY + nonce

@@ -41,6 +41,8 @@ _CONSOLE_LINES = 12
 _MAX_CONSOLE_BYTES = 1024 * 1024
 _CONSOLE_CHECK_SECONDS = 5.0
 _PANIC = re.compile(r"Kernel panic - not syncing: .*|Out of memory and no killable processes.*|kuasar-guest: end: .*")
+_ROUTINE = re.compile(r"(fv|virtio|vu)_\w+: ")
+"""What virtiofsd says whenever its machine ends."""
 ANNOTATION_SHARED_FS = "io.kuasar/shared-fs"
 
 
@@ -61,6 +63,8 @@ class MicroVm(Backend):
         self._log_path = ""
         self._agent: AgentClient | None = None
         self._plugged = False
+        self.told = ""
+        """What the VMM has said of its coming end over its control connection."""
         self._clock: Task[None] | None = None
         self._console: Task[None] | None = None
 
@@ -389,12 +393,15 @@ class MicroVm(Backend):
         words = self._tail_of_log()
         lines = [line.rstrip() for line in console.splitlines() if line.strip()][-_CONSOLE_LINES:]
         return "; ".join(
-            part for part in (words, "last lines of its console: " + " | ".join(lines) if lines else "") if part
+            part
+            for part in (self.told, words, "last lines of its console: " + " | ".join(lines) if lines else "")
+            if part
         )
 
     def _tail_of_log(self) -> str:
         lines = [line.strip() for line in _tail(self._log_path).splitlines() if line.strip()]
-        return " | ".join(lines[-3:])
+        telling = [line for line in lines if not _ROUTINE.match(line)] or lines
+        return " | ".join(telling[-3:])
 
     def _watch_console(self, path: str) -> None:
         """Keeps the console's file small: beyond a limit its older half goes (the VMM appends, so it may be cut)."""

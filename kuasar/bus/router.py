@@ -47,6 +47,8 @@ SILENCE_SECONDS = 15.0
 MAX_REQUESTS_PER_SANDBOX = 1024
 _TICK_SECONDS = 0.5
 _FULL_SECONDS = 0.02
+_EVENT_ACK_SECONDS = 0.01
+"""How long an event that was dealt with waits for others: if we die before its worker knows, it is dealt with twice."""
 
 _COUNTERS = (
     "requests",  # calls made
@@ -82,6 +84,7 @@ class BusRouter:
         self._max_requests = max_requests_per_sandbox
         self._links: dict[str, Link] = {}
         self._full: set[Link] = set()
+        self._acknowledging: set[Link] = set()
         self._retrying = False
         self._numbers = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -304,6 +307,7 @@ class BusRouter:
             handling = None
         if handling is None:
             ledger.done(event.seq)
+            self._acknowledge_soon(link)
         else:
             self._spawn(self._finish_event(link, ledger, event, handling))
 
@@ -314,6 +318,17 @@ class BusRouter:
             log.error("event could not be handled", sandbox=link.sandbox, topic=event.topic, error=repr(exc))
         ledger.done(event.seq)
         link.event_ack_due = True
+        self._acknowledge_soon(link)
+
+    def _acknowledge_soon(self, link: Link) -> None:
+        if link not in self._acknowledging:
+            self._acknowledging.add(link)
+            self._loop.call_later(_EVENT_ACK_SECONDS, self._acknowledge_events, link)
+
+    def _acknowledge_events(self, link: Link) -> None:
+        self._acknowledging.discard(link)
+        if self._serving and link.alive and link.event_ack_due:
+            self._beat_one(link, time.monotonic())
 
     # -- greetings and deaths ------------------------------------------------------------------------------------------
 

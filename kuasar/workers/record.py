@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,7 +66,8 @@ class SandboxDirectory:
         self.record: Record | None = None
 
     def next_generation(self) -> int:
-        """Count this worker: one more than the last one said. Makes the directory if needed."""
+        """Count this worker: one more than the last one said; on a read-only disk by the clock, so that a successor can
+        adopt there, too. Makes the directory if needed."""
         os.makedirs(self.path, mode=0o700, exist_ok=True)
         path = f"{self.path}/{GENERATION_FILE}"
         try:
@@ -80,6 +82,9 @@ class SandboxDirectory:
         try:
             _replace(path, number)
         except OSError as exc:
+            if exc.errno == errno.EROFS:
+                log.warning("the state directory is read-only, counting on from the clock", path=path)
+                return max(last + 1, int(time.time()))
             if exc.errno != errno.ENOSPC:
                 raise wrap(exc, f"cannot count the workers of sandbox {self._sandbox_id}") from exc
             _overwrite(path, number)

@@ -10,32 +10,45 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Figures:
-    """A whole run. ``answers``: per victim the seconds from its death to the next answer."""
+    """A whole run. ``deaths``: how often each victim died. ``answers``: the seconds from a death to the next answer,
+    per victim that died alone; of two that died together until both answered, under "one with other"."""
 
     seed: int
     pods: int
     seconds: float
     done: dict[str, int]
+    deaths: dict[str, int]
     answers: dict[str, list[float]]
     wrong: list[str]
 
     def line(self) -> str:
         """All of it for people."""
-        kills = ", ".join(
-            f"{name} {len(seconds)} (p50 {_ms(seconds, 50)}, p95 {_ms(seconds, 95)} ms)"
-            for name, seconds in self.answers.items()
-        )
+        kills = ", ".join(f"{name} {count}{self._alone(name)}" for name, count in self.deaths.items())
+        pairs = [second for name, seconds in self.answers.items() if " with " in name for second in seconds]
+        together = f", {len(pairs)} pairs of them at once ({_words(pairs)})" if pairs else ""
         done = Counter(self.done)
         return (
-            f"chaos: {self.pods} pods, {self.seconds:.0f} s, seed {self.seed}; killed {kills}; {done['execs']} execs, "
-            f"{done['containers']} containers, {done['lines']} lines, {done['repeated']} repeated calls; "
-            f"{len(self.wrong)} wrong"
+            f"chaos: {self.pods} pods, {self.seconds:.0f} s, seed {self.seed}; killed {kills}{together}; "
+            f"{done['execs']} execs ({done['broken off']} broken off by containerd's death), {done['held']} that "
+            f"outlived others, {done['containers']} containers, {done['exits']} exits reported once "
+            f"({done['repeated exits']} told again by another gateway), {done['lines']} lines, "
+            f"{done['repeated']} repeated calls; {len(self.wrong)} wrong"
         )
 
     def save(self, path: str) -> None:
         """As JSON."""
         with open(path, "w", encoding="utf-8") as file:
             json.dump(asdict(self), file, indent=1)
+
+    def _alone(self, name: str) -> str:
+        seconds, machines = self.answers.get(name), self.answers.get(f"{name} of a machine")
+        words = [_words(seconds)] if seconds else []
+        words += [f"of machines {_words(machines)}"] if machines else []
+        return f" ({', '.join(words)})" if words else ""
+
+
+def _words(seconds: list[float]) -> str:
+    return f"p50 {_ms(seconds, 50)}, p95 {_ms(seconds, 95)} ms"
 
 
 def _ms(seconds: list[float], percentile: int) -> str:

@@ -6,19 +6,31 @@ import os
 import random
 import select
 import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import grpc
 
 from kuasar.api.gen.containerd.task.v3.task_pb2 import StateRequest
 from scripts.stack import Stack
+from tests.chaos.exits import Exits
 from tests.chaos.load import PodLoad
 from tests.deadline import eventually
 from tests.e2e.gateway import NAMESPACE, Gateway
 
 _SECONDS = 60.0
+_LONGEST_PAUSE = 0.3
+"""Between two deaths of which the second hits while the first is being made good."""
+_TOGETHER_SHARE = 0.4
+"""Of the deaths under load that hit while somebody else is being replaced."""
+_NOT_BOTH = frozenset({"gateway", "keeper"})
+"""What one lets go the other holds. The same is true of a machine's worker, which relays streams, and the keeper."""
+
+Back = Callable[[], None]
+"""Waits until a victim is replaced and answers."""
 
 
 @dataclass(frozen=True)
@@ -37,87 +49,157 @@ UNDER_LOAD = (
     Victim("zygote", 50, 6),
 )
 """While containerd runs, which must notice nothing."""
-WITH_CONTAINERD = (Victim("supervisord", 20, 2), Victim("containerd", 10, 2))
-"""supervisord takes the stack's containerd along."""
+WITH_CONTAINERD = (Victim("supervisord", 20, 2), Victim("containerd", 10, 2), Victim("everything", 5, 1))
+"""supervisord takes the stack's containerd along; everything is all processes of ours, the keeper too."""
+
+
+def in_order(victims: Sequence[Victim], counts: dict[Victim, int], seed: int) -> list[str]:
+    """All deaths in a random order."""
+    order = [victim.name for victim in victims for _ in range(counts[victim])]
+    random.Random(f"{seed}/order").shuffle(order)
+    return order
+
+
+def together(order: Sequence[str], seed: int) -> list[tuple[str, ...]]:
+    """The same, with some of them in pairs."""
+    choose = random.Random(f"{seed}/together")
+    found: list[tuple[str, ...]] = []
+    for name in order:
+        last = found[-1] if found else ()
+        if (
+            len(last) == 1
+            and {*last, name} != _NOT_BOTH
+            and {*last, name} != {name}
+            and choose.random() < _TOGETHER_SHARE
+        ):
+            found[-1] = (*last, name)
+        else:
+            found.append((name,))
+    return found
 
 
 class Killer:
     """Kills with -9 and measures, in seconds, how long nobody answered."""
 
-    def __init__(self, stack: Stack, loads: Sequence[PodLoad], seed: str) -> None:
+    def __init__(self, stack: Stack, loads: Sequence[PodLoad], exits: Exits, seed: str) -> None:
         self._stack = stack
         self._loads = loads
+        self._exits = exits
         self._random = random.Random(seed)
+        self._pause = threading.Event()
         self.seconds: dict[str, list[float]] = {}
+        """By victim (workers of machines by themselves: their agents are slow to answer); of two that died together
+        until both were back, by "one with the other"."""
+        self.deaths: dict[str, int] = {}
 
-    def kill(self, name: str) -> None:
-        """One death; back when the process is replaced and has run for long enough to be restarted at once again."""
-        if name == "worker":
-            self._kill_worker()
-        elif name == "supervisord":
-            self._kill_supervisord()
-        elif name == "containerd":
-            self._kill_containerd()
-        else:
-            self._kill_program(name)
+    def kill(self, names: Sequence[str]) -> None:
+        """One death, or two of which the second hits while the first is being made good. Comes back when all are
+        replaced and have run for long enough to be started again at once."""
+        loads = {name: self._load(name, names) for name in names}
+        strikes = [self._prepared(name, loads[name]) for name in names]
+        backs = []
+        for number, strike in enumerate(strikes):
+            if number:
+                self._pause.wait(self._random.uniform(0, _LONGEST_PAUSE))
+            self.deaths[names[number]] = self.deaths.get(names[number], 0) + 1
+            backs.append(strike())
+        began = time.monotonic()
+        for back in backs:
+            back()
+        of_machine = " of a machine" if names == ("worker",) and loads["worker"].is_machine else ""
+        self.seconds.setdefault(" with ".join(sorted(names)) + of_machine, []).append(time.monotonic() - began)
+        for name in names:
+            if name not in ("worker", "supervisord", "everything"):
+                self._settled(name)
 
-    def _kill_worker(self) -> None:
-        load = self._random.choice(self._loads)
+    def _load(self, name: str, names: Sequence[str]) -> PodLoad:
+        """The one that is asked afterwards; of a worker its own."""
+        with_keeper = name == "worker" and "keeper" in names
+        return self._random.choice([load for load in self._loads if not (with_keeper and load.is_machine)])
+
+    def _prepared(self, name: str, load: PodLoad) -> Callable[[], Back]:
+        """Everything that is to be known before the kill, which is what this gives."""
+        match name:
+            case "worker":
+                return self._worker(load)
+            case "supervisord":
+                return lambda: self._with_supervisord(["gateway", "containerd"])
+            case "everything":
+                return lambda: self._with_supervisord([])
+            case _:
+                return self._program(name, load)
+
+    def _worker(self, load: PodLoad) -> Callable[[], Back]:
         program = f"sandbox:{load.pod.id}"
         self._settled(program)
-        with Gateway(self._stack.layout.gateway_socket) as gateway:
-            request = StateRequest(id=load.idle.id)
-            gateway.task.State(request, timeout=_SECONDS, metadata=NAMESPACE)  # connected, and everybody is there
-            os.kill(self._stack.pid(program), signal.SIGKILL)
-            began = time.monotonic()
-            gateway.task.State(request, timeout=_SECONDS, metadata=NAMESPACE)
-            self._took("worker", began)
+        gateway = Gateway(self._stack.layout.gateway_socket)
+        request = StateRequest(id=load.idle.id)
+        with suppress(grpc.RpcError):  # connected, and everybody is there
+            gateway.task.State(request, timeout=_SECONDS, metadata=NAMESPACE, wait_for_ready=True)
+        victim = self._pid(program)
 
-    def _kill_program(self, name: str) -> None:
+        def back() -> None:
+            with gateway:
+                try:
+                    gateway.task.State(request, timeout=_SECONDS, metadata=NAMESPACE)
+                except grpc.RpcError:  # the gateway died, too
+                    eventually(lambda: self._answers(load), "the worker answers", timeout=_SECONDS)
+
+        def strike() -> Back:
+            os.kill(victim, signal.SIGKILL)
+            return back
+
+        return strike
+
+    def _program(self, name: str, load: PodLoad) -> Callable[[], Back]:
         self._settled(name)
-        victim = self._stack.pid(name)
-        os.kill(victim, signal.SIGKILL)
-        began = time.monotonic()
-        if name == "gateway":
-            load = self._random.choice(self._loads)
-            eventually(lambda: self._answers(load), "the gateway answers", timeout=_SECONDS)
-        else:
+        victim = self._pid(name)
+        number = self._random.choice((signal.SIGKILL, signal.SIGTERM)) if name == "containerd" else signal.SIGKILL
+
+        def back() -> None:
+            if name == "gateway":
+                eventually(lambda: self._answers(load), "the gateway answers", timeout=_SECONDS)
+                return
             self._replaced(name, victim)
-        self._took(name, began)
-        self._settled(name)
+            if name == "containerd":
+                self._stack.wait_ready()
+
+        def strike() -> Back:
+            if name == "gateway":
+                self._exits.gateway_dies()
+            os.kill(victim, number)
+            return back
+
+        return strike
 
     def _answers(self, load: PodLoad) -> bool:
         with Gateway(self._stack.layout.gateway_socket) as gateway:
             try:
                 gateway.task.State(StateRequest(id=load.idle.id), timeout=_SECONDS, metadata=NAMESPACE)
             except grpc.RpcError as error:
-                if error.code() != grpc.StatusCode.UNAVAILABLE:
-                    raise
-                return False
+                if error.code() == grpc.StatusCode.UNAVAILABLE:
+                    return False
+                load.wrong.append(f"{load.pod.config.metadata.name}/{load.idle.name}: {error.code()} {error.details()}")
         return True
 
-    def _kill_supervisord(self) -> None:
+    def _with_supervisord(self, others: Sequence[str]) -> Back:
+        """Kill supervisord and wait until ``others``, which end with it, have; without others, kill all there are."""
         daemon = self._stack.supervisord_pid()
-        victims = [os.pidfd_open(pid) for pid in (daemon, *map(self._stack.pid, ("gateway", "containerd")))]
+        programs = [self._stack.pid(name) for name in others] or [info["pid"] for info in self._stack.programs()]
+        victims = [os.pidfd_open(pid) for pid in (daemon, *filter(None, programs))]
         try:
-            os.kill(daemon, signal.SIGKILL)
+            for victim in victims if not others else victims[:1]:
+                signal.pidfd_send_signal(victim, signal.SIGKILL)
             for victim in victims:
                 select.select([victim], [], [], _SECONDS)
         finally:
             for victim in victims:
                 os.close(victim)
-        began = time.monotonic()
-        self._stack.start()
-        self._took("supervisord", began)
+        return self._stack.start
 
-    def _kill_containerd(self) -> None:
-        self._settled("containerd")
-        victim = self._stack.pid("containerd")
-        os.kill(victim, self._random.choice((signal.SIGKILL, signal.SIGTERM)))
-        began = time.monotonic()
-        self._replaced("containerd", victim)
-        self._stack.wait_ready()
-        self._took("containerd", began)
+    def _pid(self, program: str) -> int:
+        """Never 0, which would be ourselves."""
+        return eventually(lambda: self._stack.pid(program), f"{program} runs", timeout=_SECONDS)
 
     def _replaced(self, name: str, victim: int) -> None:
         eventually(lambda: self._stack.pid(name), name, until=lambda pid: pid not in (0, victim), timeout=_SECONDS)
@@ -129,6 +211,3 @@ class Killer:
             return next((info["statename"] for info in self._stack.programs() if info["name"] == name), "UNKNOWN")
 
         eventually(state, f"{program} runs", until=lambda seen: seen == "RUNNING", timeout=_SECONDS)
-
-    def _took(self, name: str, began: float) -> None:
-        self.seconds.setdefault(name, []).append(time.monotonic() - began)

@@ -130,7 +130,16 @@ class WasmPrograms:
 
 
 BRIEF = frozenset(
-    {"test_machines", "test_lifecycle", "test_exec", "test_network", "test_volumes", "test_resources", "test_failures"}
+    {
+        "test_machines",
+        "test_ends",
+        "test_lifecycle",
+        "test_exec",
+        "test_network",
+        "test_volumes",
+        "test_resources",
+        "test_failures",
+    }
 )
 """What is run of an engine that is slow when no engine was chosen; `ENGINE=name` runs everything."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,10 +16,11 @@ from tests.deadline import eventually
 
 
 class Event(NamedTuple):
-    """One event: its topic and its fields."""
+    """One event: its topic, its fields, and when it arrived (``time.monotonic``)."""
 
     topic: str
     body: dict[str, Any]
+    at: float
 
 
 class Events:
@@ -56,7 +58,7 @@ def subscribed(stack: Stack) -> Iterator[Events]:
                 _, _, rest = line.partition(" /")
                 topic, _, body = rest.partition(" ")
                 if body.startswith("{"):
-                    events.seen.append(Event("/" + topic, json.loads(body)))
+                    events.seen.append(Event("/" + topic, json.loads(body), time.monotonic()))
 
         reader = threading.Thread(target=read)
         reader.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,11 +29,6 @@ def info(pod: Pod) -> dict[str, str]:
     """The verbose status of the sandbox, as our worker says it."""
     with Gateway(pod.stack.layout.gateway_socket) as gateway:
         return dict(gateway.status(pod.id, pod.engine.handler, verbose=True).info)
-
-
-def machine_process(pod: Pod) -> int:
-    """The VMM."""
-    return int(info(pod)["pid"])
 
 
 def test_two_pods_are_two_machines(node: Node) -> None:
@@ -75,32 +69,6 @@ def test_a_panic_of_the_guest_is_told(node: Node) -> None:
     eventually(lambda: not pod.ready, "the pod is not ready any more")
     assert "Kernel panic" in info(pod)["reason"]
     assert container.wait().exit_code == 137
-
-
-@pytest.mark.parametrize("victim", ["vmm", "virtiofsd"])
-def test_the_end_of_what_the_machine_needs_is_told_and_frees_everything(node: Node, victim: str) -> None:
-    pod = node.pod()
-    container = pod.run_idle()
-    os.kill(machine_process(pod) if victim == "vmm" else _virtiofsd(pod), signal.SIGKILL)
-    eventually(lambda: not pod.ready, "the pod is not ready any more")
-    reason = info(pod)["reason"]
-    assert ("virtiofsd" in reason) == (victim == "virtiofsd"), reason
-    assert container.wait().exit_code == 137
-    pod.remove()
-    assert node.pod("again").run_idle().running()
-
-
-def _virtiofsd(pod: Pod) -> int:
-    """The server of the pod's share: the one that has its directory on its command line."""
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                words = Path(f"/proc/{name}/cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"virtiofsd" in words and f"/{pod.id}/".encode() in words:
-                return int(name)
-    raise AssertionError("no virtiofsd")
 
 
 def test_a_machine_grows_with_its_pods_limits(node: Node) -> None:

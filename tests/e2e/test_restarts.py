@@ -169,15 +169,3 @@ def test_the_zygote_dies_and_pods_can_still_be_made(node: Node) -> None:
     kill(node.stack, "zygote")
     assert node.pod("another").run_idle().running()
     assert container.running()
-
-
-@pytest.mark.needs(OURS)
-def test_an_agent_dies_and_the_pod_is_reported_as_gone(node: Node) -> None:
-    pod = node.pod()
-    container = pod.run_idle()
-    agent = node.gateway().status(pod.id, node.engine.handler).pid
-    os.kill(agent, signal.SIGKILL)
-    status = container.wait()
-    assert status.exit_code != 0
-    eventually(lambda: pod.ready, "the pod is not ready", until=lambda ready: not ready)
-    pod.remove()

@@ -46,6 +46,9 @@ class Engine(MicroVm):
 
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
         log.debug("QEMU", event=name, data=data)
+        if name == "SHUTDOWN":  # by whom: guest-reset, guest-shutdown, guest-panic, host-signal, host-qmp-quit, ...
+            self.told = f"QEMU shuts down: {data.get('reason', 'it does not say why')}"
+            log.info("the machine shuts down", reason=data.get("reason"))
         self._devices.on_event(name, data)
 
     # -- start ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import asyncio
 import os
 import shutil
 import signal
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,42 @@ def test_a_full_disk_does_not_keep_a_new_worker_from_adopting() -> None:
             assert (await r.call("sandbox.status", key="", verbose=False))["pid"] == pid
             await gone(r)
             ballast.unlink()
+
+    run(scenario())
+
+
+def test_a_state_directory_that_becomes_read_only_refuses_what_is_new_and_loses_nothing() -> None:
+    async def scenario() -> None:
+        async with rig() as r, AsyncExitStack() as undo:
+            sandboxes = str(r.directory.parent)
+            kernel.mount(sandboxes, sandboxes, "", kernel.MS_BIND)
+            undo.callback(kernel.umount, sandboxes)
+            await r.start_zygote()
+            worker, _ = await r.start_worker()
+            await r.create()
+            pid = (await r.call("sandbox.start"))["pid"]
+            await r.create_container("c1", "sleep 100")
+            await r.call("task.start", id="c1", exec_id="")
+            kernel.mount("", sandboxes, "", kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY)
+            with pytest.raises(KuasarError, match="Read-only file system"):
+                await r.create_container("c2", "sleep 100")
+            for _ in range(2):
+                worker.kill()
+                worker.wait()
+                worker, hello = await r.start_worker()
+                assert hello.state == "ready"
+            assert (await r.call("sandbox.status", key="", verbose=False))["pid"] == pid
+            await r.call("task.kill", id="c1", exec_id="", signal=signal.SIGKILL, all=False)
+            assert (await r.call("task.wait", key="", id="c1", exec_id=""))["exit_status"] == 137
+            kernel.mount("", sandboxes, "", kernel.MS_REMOUNT | kernel.MS_BIND)
+            worker.kill()
+            worker.wait()
+            _, hello = await r.start_worker()
+            assert (hello.state, hello.generation) == ("ready", 2)
+            await r.create_container("c2", "exit 4")
+            await r.call("task.start", id="c2", exec_id="")
+            assert (await r.call("task.wait", key="", id="c2", exec_id=""))["exit_status"] == 4
+            await gone(r)
 
     run(scenario())
 

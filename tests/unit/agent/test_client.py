@@ -5,15 +5,18 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Coroutine, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given
 
 from kuasar.agent.channel import MAX_BUFFERED_BYTES, Channel
 from kuasar.agent.client import AgentClient
 from kuasar.agent.protocol import VERSION, Ack, Data, Event, Frame, FrameReader, Hello, Reply, Request, Window, encode
 from kuasar.core.aio import Loop
 from kuasar.core.errors import DeadlineExceeded, InvalidArgument, NotFound, Unavailable
+from tests.garbage import spoilt
 
 HELLO = Hello(VERSION, "abc", 7, "oci", ["exec"], [])
 
@@ -252,3 +255,33 @@ def test_a_slow_reader_gets_everything(loop: Loop) -> None:
     assert drained == [0]
     sender.close()
     receiver.close()
+
+
+@given(
+    data=spoilt([encode(frame) for frame in (HELLO, Event(1, "task.exit", {"id": "x"}), Data("c//stdout", 0, b"x"))])
+)
+def test_rubbish_of_an_agent_ends_its_connection_and_nothing_else(data: bytes) -> None:
+    """A guest that was broken into may send anything."""
+    loop, errors = Loop(), list[str]()
+    loop.on_error = lambda what, exc: errors.append(f"{what}: {exc!r}")
+    ours, theirs = socket.socketpair()
+    client = AgentClient(loop, ours)
+    client.on_event = lambda seq, topic, body: None
+    client.on_stream = lambda frame: None
+
+    async def scenario() -> None:
+        call = loop.spawn(client.call("task.state", {}, deadline=time.monotonic() + 5))
+        theirs.setblocking(False)
+        with suppress(BlockingIOError):
+            theirs.sendall(encode(Reply(99, body={})) + data)
+        theirs.close()
+        with pytest.raises(Unavailable):
+            await call
+
+    try:
+        run(loop, scenario())
+        assert client.closed
+        assert errors == []
+    finally:
+        client.close()
+        loop.close()

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import itertools
 
-from kuasar.supervisor.policy import FREE_RESTARTS, HEALTHY_SECONDS, LONGEST_PAUSE, RestartPolicy
+from kuasar.supervisor.policy import (
+    FREE_RESTARTS,
+    HEALTHY_SECONDS,
+    LONGEST_PAUSE,
+    SECONDS_A_DEATH,
+    RestartPolicy,
+)
 
 
 def test_the_first_deaths_are_free() -> None:
@@ -31,10 +37,21 @@ def test_a_minute_of_crashes_is_a_dozen_starts() -> None:
 def test_a_healthy_life_clears_the_score() -> None:
     policy = RestartPolicy()
     for _ in range(10):
-        policy.died(HEALTHY_SECONDS / 2)
+        policy.died(0.0)
     assert policy.died(HEALTHY_SECONDS) == 0.0
     assert policy.died(0.0) == 0.0
     assert policy.short_lives == 1
+
+
+def test_who_is_killed_now_and_then_is_started_again_at_once() -> None:
+    policy = RestartPolicy()
+    lives = [0.0, 4.4, 0.9, 8.2, 0.1, 6.0, 2.1, 9.0, 0.3, 5.0] * 20
+    assert {policy.died(lived) for lived in lives} == {0.0}
+
+
+def test_who_dies_just_before_it_can_pay_is_in_a_crash_loop() -> None:
+    policy = RestartPolicy()
+    assert [policy.died(SECONDS_A_DEATH - 0.01) for _ in range(100)][-1] == LONGEST_PAUSE
 
 
 def test_an_operator_clears_the_score() -> None:
