@@ -27,6 +27,8 @@ class Pump(ABC):
         self._source = source
         self._sink = sink
         self.done: Future[None] = Future(loop)
+        self.moved = 0
+        """Bytes that the sink has taken."""
         loop.add_reader(source, self._run)
 
     @abstractmethod
@@ -69,11 +71,13 @@ class SplicePump(Pump):
 
     def _move(self) -> bool:
         try:
-            return os.splice(self._source, self._sink, _CHUNK * _ROUNDS, flags=_SPLICE_FLAGS) > 0
+            moved = os.splice(self._source, self._sink, _CHUNK * _ROUNDS, flags=_SPLICE_FLAGS)
         except BlockingIOError:
             if _readable(self._source):
                 self._wait_for_sink()
             raise
+        self.moved += moved
+        return moved > 0
 
 
 class CopyPump(Pump):
@@ -91,7 +95,9 @@ class CopyPump(Pump):
             self._pending = memoryview(data)
         try:
             while self._pending:
-                self._pending = self._pending[os.write(self._sink, self._pending) :]
+                moved = os.write(self._sink, self._pending)
+                self.moved += moved
+                self._pending = self._pending[moved:]
         except BlockingIOError:
             self._wait_for_sink()
             raise

@@ -157,7 +157,7 @@ class PipedStreams(Streams):
 
     def __init__(self, loop: Loop, paths: StdioPaths) -> None:
         super().__init__(loop, paths)
-        self._pumps: list[Pump] = []
+        self._pumps: dict[str, Pump] = {}
 
     def open(self) -> ProcessStdio:
         return ProcessStdio(
@@ -177,17 +177,20 @@ class PipedStreams(Streams):
         self._ours.append(source)
         self._theirs.append(writer)
         os.set_blocking(source, False)
-        self._pumps.append(SplicePump(self._loop, source, sink))
+        self._pumps[field] = SplicePump(self._loop, source, sink)
         return writer
 
+    def counts(self) -> dict[str, int]:
+        return {f"{field}_bytes": pump.moved for field, pump in self._pumps.items()}
+
     def _output_pumps(self) -> list[Pump]:
-        return self._pumps
+        return list(self._pumps.values())
 
     def release_process(self) -> None:
         self.close()
 
     def close(self) -> None:
-        for pump in self._pumps:
+        for pump in self._pumps.values():
             pump.stop()
         super().close()
 
@@ -223,6 +226,9 @@ class TerminalStreams(Streams):
         self._output = CopyPump(self._loop, console, self._sink)
         if self._source is not None:
             self._input = CopyPump(self._loop, self._source, console)
+
+    def counts(self) -> dict[str, int]:
+        return {"stdout_bytes": self._output.moved} if self._output is not None and self.paths.stdout else {}
 
     def _output_pumps(self) -> list[Pump]:
         return [self._output] if self._output is not None else []

@@ -150,7 +150,9 @@ class MicroVm(Backend):
             self._make_share().open(spec.cgroup, spec.log_path)
             self.host.lap("share")
         self._plugged = False
-        if await self._boot(spec, limit):
+        cloned = await self._boot(spec, limit)
+        self.host.remember(path="clone" if cloned else "boot")
+        if cloned:
             await self._plug(spec, limit)  # the guest finds them while its agent wakes up
         self._watch_console(spec.console_path)
 

@@ -18,6 +18,8 @@ from kuasar.core.engines import BACKEND_MODULES, GVISOR_PLATFORMS
 from kuasar.core.errors import InvalidArgument, KuasarError
 
 DEFAULT_PATH = "/etc/kuasar/kuasar.toml"
+UNIX_PREFIX = "unix:"
+"""Before a path where an address may stand as well."""
 
 
 class ConfigError(KuasarError):
@@ -77,6 +79,15 @@ class Supervisor:
     a line in the log."""
     log_max_bytes: int = 4 * 1024 * 1024
     log_backups: int = 1
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """``[metrics]``: the gateway's metrics for Prometheus (docs/metrics.md)."""
+
+    listen: str = ""
+    """Where they are served: ``unix:/path`` (a socket with mode 0600) or a loopback address with a port
+    (``127.0.0.1:9477``, ``[::1]:9477``); empty: nowhere, and nothing is counted."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +158,7 @@ class Config:
     gateway: Gateway = Gateway()
     containerd: Containerd = Containerd()
     supervisor: Supervisor = Supervisor()
+    metrics: Metrics = Metrics()
     debug: Debug = Debug()
     sandboxers: dict[str, Sandboxer] = field(
         default_factory=lambda: {f"kuasar-{kind}": Sandboxer(engine=kind) for kind in BACKEND_MODULES}
@@ -294,6 +306,12 @@ def _check_meaning(config: Config, problems: list[str]) -> None:
         "supervisor.zygote": config.supervisor.zygote,
         "supervisor.keeper": config.supervisor.keeper,
     }
+    if config.metrics.listen.startswith(UNIX_PREFIX):
+        sockets["metrics.listen"] = config.metrics.listen.removeprefix(UNIX_PREFIX)
+    elif config.metrics.listen and not _is_loopback(config.metrics.listen):
+        problems.append(
+            f"metrics.listen: {config.metrics.listen!r} is neither unix:/path nor a loopback address with a port"
+        )
     for key, value in sockets.items():
         if not os.path.isabs(value):
             problems.append(f"{key}: {value!r} is not an absolute path")
@@ -322,6 +340,17 @@ def _check_meaning(config: Config, problems: list[str]) -> None:
             problems.append(
                 f"sandboxers.{name}.engine: no [engines.{sandboxer.engine}] in this file (there are: {known})"
             )
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether it is ``address:port``, on this host only; names are not looked up."""
+    import ipaddress  # 2 ms for all processes, and few have metrics
+
+    host, _, port = address.rpartition(":")
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback and 0 < int(port) < 1 << 16
+    except ValueError:
+        return False
 
 
 def _check_machine(key: str, engine: Engine, problems: list[str]) -> None:

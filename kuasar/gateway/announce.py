@@ -47,6 +47,10 @@ class Announcer:
             for event, done in held:
                 _follow(self.announce(namespace, event), done)
 
+    def has_seen(self, topic: str, body: dict[str, Any]) -> bool:
+        """Whether :meth:`from_worker` was told of this already."""
+        return f"{topic} {body['id']}" in self._seen
+
     def from_worker(self, namespace: str, topic: str, body: dict[str, Any]) -> Awaitable[None] | None:
         """Announce what a worker or its agent has seen. The result, if any, is done when it has been dealt with."""
         identity = f"{topic} {body['id']}"

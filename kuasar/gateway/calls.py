@@ -19,9 +19,14 @@ from google.protobuf.message_factory import GetMessageClass
 from kuasar.core import log
 from kuasar.core.errors import InvalidArgument, KuasarError, ResourceExhausted, wrap
 from kuasar.core.ids import require_id
+from kuasar.gateway.metrics.tallies import Tallies
 
 _OPEN_ENDED = frozenset({"Wait"})
 """Methods that may stay open as long as a sandbox lives, and so do not count as in flight."""
+
+
+_GIVEN_UP = "cancelled"
+"""Instead of an error's kind: the caller has gone away."""
 
 
 class Durable(Protocol):
@@ -89,6 +94,8 @@ class Method:
     request: type[Message]
     response: type[Message]
     in_flight: InFlight
+    tallies: Tallies | None = None
+    """None: nothing is counted."""
 
     @property
     def open_ended(self) -> bool:
@@ -104,25 +111,33 @@ class Method:
         durable: Durable | None = None,
     ) -> Any:
         """Answer one request. ``key`` is the metadata that names the namespace. Raises only :class:`KuasarError`."""
-        started = time.monotonic()
+        started, failure = time.monotonic(), _GIVEN_UP
         try:
             call = Call(_namespace_of(metadata, key), deadline, durable)
             if self.open_ended:
-                return await self.function(request, call)
-            with self.in_flight:
-                return await self.function(request, call)
+                answer = await self.function(request, call)
+            else:
+                with self.in_flight:
+                    answer = await self.function(request, call)
+            failure = ""
+            return answer
         except Exception as exc:
             error = wrap(exc, self.name)
+            failure = error.kind
             if not isinstance(exc, KuasarError):
                 log.error("unexpected error", method=self.name, error=repr(exc))
             log.info("refused", method=self.name, kind=error.kind, error=error.message)
             raise error from exc
         finally:
+            if self.tallies is not None:
+                self.tallies.answered(self.name, None if self.open_ended else time.monotonic() - started, failure)
             if log.enabled("debug"):
                 log.debug("answered", method=self.name, ms=round((time.monotonic() - started) * 1000, 1))
 
 
-def methods_of(description: ServiceDescriptor, service: object, in_flight: InFlight) -> dict[str, Method]:
+def methods_of(
+    description: ServiceDescriptor, service: object, in_flight: InFlight, tallies: Tallies | None = None
+) -> dict[str, Method]:
     """The methods of ``service`` by name; it must have a coroutine method for each method of ``description``."""
     return {
         method.name: Method(
@@ -131,6 +146,7 @@ def methods_of(description: ServiceDescriptor, service: object, in_flight: InFli
             GetMessageClass(method.input_type),
             GetMessageClass(method.output_type),
             in_flight,
+            tallies,
         )
         for method in description.methods
     }

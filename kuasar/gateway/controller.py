@@ -23,6 +23,7 @@ from kuasar.gateway.claims import Claims
 from kuasar.gateway.directory import Directory
 from kuasar.gateway.feed import Feed
 from kuasar.gateway.link import Workers
+from kuasar.gateway.metrics.tallies import Tallies
 from kuasar.gateway.pods import pod_spec_of, pod_spec_of_metadata
 from kuasar.gateway.stats import metrics_any
 from kuasar.gateway.supervision import Supervision
@@ -40,9 +41,16 @@ class ControllerService:
     """One per gateway; the state of the sandboxes is in the workers."""
 
     def __init__(
-        self, config: Config, directory: Directory, workers: Workers, supervision: Supervision, feed: Feed
+        self,
+        config: Config,
+        directory: Directory,
+        workers: Workers,
+        supervision: Supervision,
+        feed: Feed,
+        tallies: Tallies | None = None,
     ) -> None:
         self._feed = feed
+        self._tallies = tallies
         self._config = config
         self._directory = directory
         self._workers = workers
@@ -109,10 +117,15 @@ class ControllerService:
         except WrongState:
             self.claims.settled(sandbox)
             raise  # it is running, or going already
-        except KuasarError:
+        except KuasarError as exc:
+            if self._tallies is not None:
+                self._tallies.start_failed(sandbox, exc.kind)
             await self._abandon(sandbox, call.namespace)
             raise
-        milliseconds = round((time.monotonic() - started) * 1000, 1)
+        seconds = time.monotonic() - started
+        milliseconds = round(seconds * 1000, 1)
+        if self._tallies is not None:
+            self._tallies.started(sandbox, seconds, reply)
         log.info("sandbox started", sandbox=sandbox, ms=milliseconds)
         self._feed.tell("sandbox.started", sandbox, call.namespace, pid=reply["pid"], ms=milliseconds)
         return pb.ControllerStartResponse(
@@ -131,10 +144,15 @@ class ControllerService:
         except KuasarError as exc:
             log.error("a sandbox that failed could not be removed in order", sandbox=sandbox, error=exc)
             self._supervision.remove_soon(sandbox)
-        self._directory.forget(sandbox)
+        self._forget(sandbox)
         self.claims.settled(sandbox)
         log.warning("a sandbox that failed was removed", sandbox=sandbox)
         self._feed.tell("sandbox.removed", sandbox, namespace, failed="true")
+
+    def _forget(self, sandbox: str) -> None:
+        self._directory.forget(sandbox)
+        if self._tallies is not None:
+            self._tallies.removed(sandbox)
 
     async def Platform(self, request: pb.ControllerPlatformRequest, call: Call) -> pb.ControllerPlatformResponse:  # noqa: N802
         """Where containers of this sandbox run: every engine of today runs the host's architecture."""
@@ -192,7 +210,7 @@ class ControllerService:
         except NotFound as exc:
             log.info("the sandbox was gone already", sandbox=sandbox, why=exc)
         failpoint("gateway.shut-down")
-        self._directory.forget(sandbox)
+        self._forget(sandbox)
         await self._supervision.gone(sandbox)
         self._feed.tell("sandbox.removed", sandbox, call.namespace)
         return pb.ControllerShutdownResponse()

@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,9 @@ from kuasar.gateway.directory import Directory
 from kuasar.gateway.events import EventPublisher
 from kuasar.gateway.feed import Feed
 from kuasar.gateway.link import Workers
+from kuasar.gateway.metrics.service import serve_metrics
+from kuasar.gateway.metrics.sources import Sources
+from kuasar.gateway.metrics.tallies import UNKNOWN, Tallies
 from kuasar.gateway.tasks import TaskService
 from kuasar.gateway.ttrpc_server import TtrpcServer
 from kuasar.supervisor.keeper_client import Keeper
@@ -86,7 +90,8 @@ async def _serve(config: Config) -> None:
         sandbox_api: asyncio.Future[SandboxApi] = loop.create_future()
         router = BusRouter(config.bus_address)
         feed = Feed()
-        _connect(router, directory_, announcer, feed, sandbox_api)
+        tallies = Tallies(partial(_engine_of, config, directory_)) if config.metrics.listen else None
+        _connect(router, directory_, announcer, feed, sandbox_api, tallies)
         custody = Custody(Keeper(config.supervisor.keeper))
         stack.callback(custody.close)
         await custody.find()
@@ -101,12 +106,14 @@ async def _serve(config: Config) -> None:
         in_flight = InFlight(config.gateway.max_requests_in_flight)
         tasks = TaskService(config, directory_, workers, announcer)
         # The messages of the Task API are the same in both versions but for their package.
-        task_methods = _methods(task_v3_pb2, "Task", tasks, in_flight) | _methods(task_v2_pb2, "Task", tasks, in_flight)
+        task_methods: dict[str, dict[str, Method]] = {}
+        for module in (task_v3_pb2, task_v2_pb2):
+            task_methods |= _methods(module, "Task", tasks, in_flight, tallies)
         ttrpc = TtrpcServer(config.gateway.task_socket, task_methods, custody, f"{config.state_dir}/journal")
         ttrpc.start()
         stack.callback(ttrpc.close)
         kind = await asyncio.to_thread(_load_sandbox_api)
-        sandbox_api.set_result(kind(config, directory_, workers, in_flight, task_methods, feed))
+        sandbox_api.set_result(kind(config, directory_, workers, in_flight, task_methods, feed, tallies))
         stack.push_async_callback(sandbox_api.result().close)
         await sandbox_api.result().start()
         log.info(
@@ -116,6 +123,10 @@ async def _serve(config: Config) -> None:
             tasks=config.gateway.task_address,
             bus=config.bus_address,
         )
+        if tallies is not None:
+            supervision = sandbox_api.result().supervision
+            sources = Sources(config, tallies, directory_, router, publisher, in_flight, supervision)
+            await stack.enter_async_context(serve_metrics(config.metrics.listen, sources))
         await stopping.wait()
         log.info("stopping")
 
@@ -126,22 +137,32 @@ def _load_sandbox_api() -> type[SandboxApi]:
     return SandboxApi
 
 
+def _engine_of(config: Config, directory: Directory, sandbox: str) -> str:
+    entry = config.sandboxers.get(directory.sandboxer_of(sandbox))
+    return entry.engine if entry is not None else UNKNOWN
+
+
 def _connect(
     router: BusRouter,
     directory: Directory,
     announcer: Announcer,
     feed: Feed,
     sandbox_api: asyncio.Future[SandboxApi],
+    tallies: Tallies | None,
 ) -> None:
     """What happens when a worker greets, dies, or tells of something."""
 
     def greeted(hello: Hello) -> None:
         directory.greeted(hello)
+        if tallies is not None:
+            tallies.greeted(hello.sandbox, hello.generation)
         facts = {"generation": hello.generation, "pid": hello.pid, "state": hello.state}
         feed.tell("worker.greeted", hello.sandbox, hello.namespace, **facts)
 
     def told(sandbox: str, topic: str, body: dict[str, Any]) -> Awaitable[None] | None:
         feed.tell(topic, sandbox, directory.namespace_of(sandbox), **body)
+        if tallies is not None and not announcer.has_seen(topic, body):
+            tallies.told(sandbox, topic, body)
         return announcer.from_worker(directory.namespace_of(sandbox), topic, body)
 
     async def look_after(sandbox: str) -> None:
@@ -151,6 +172,10 @@ def _connect(
         """
         feed.tell("worker.died", sandbox, directory.namespace_of(sandbox))
         await asyncio.sleep(_RESTART_SECONDS)
+        link = router.link(sandbox)
+        if link is not None and not link.alive and not directory.knows(sandbox):
+            router.forget(sandbox)  # it has been removed: nobody is expected
+            return
         try:
             if await (await asyncio.shield(sandbox_api)).operator_stopped(sandbox):
                 router.suspend(
@@ -164,9 +189,11 @@ def _connect(
     router.on_death = look_after
 
 
-def _methods(module: ModuleType, name: str, service: object, in_flight: InFlight) -> dict[str, dict[str, Method]]:
+def _methods(
+    module: ModuleType, name: str, service: object, in_flight: InFlight, tallies: Tallies | None
+) -> dict[str, dict[str, Method]]:
     description = module.DESCRIPTOR.services_by_name[name]
-    return {description.full_name: methods_of(description, service, in_flight)}
+    return {description.full_name: methods_of(description, service, in_flight, tallies)}
 
 
 def _lock_socket(path: str) -> int:

@@ -15,6 +15,7 @@ from kuasar.gateway.directory import Directory
 from kuasar.gateway.feed import Feed
 from kuasar.gateway.grpc_server import make_server
 from kuasar.gateway.link import Workers
+from kuasar.gateway.metrics.tallies import Tallies
 from kuasar.gateway.supervision import Supervision
 from kuasar.gateway.ttrpc_connection import Services
 from kuasar.supervisor.client import SupervisorClient
@@ -34,13 +35,14 @@ class SandboxApi:
         in_flight: InFlight,
         tasks: Services,
         feed: Feed,
+        tallies: Tallies | None = None,
     ) -> None:
-        self._supervision = Supervision(SupervisorClient(config.supervisor.socket))
-        controller = ControllerService(config, directory, workers, self._supervision, feed)
+        self.supervision = Supervision(SupervisorClient(config.supervisor.socket))
+        controller = ControllerService(config, directory, workers, self.supervision, feed, tallies)
         self._claims = controller.claims
         description = controller_pb2.DESCRIPTOR.services_by_name["Controller"]
-        methods = {description.full_name: methods_of(description, controller, in_flight)}
-        admin = AdminService(config, directory, workers, self._supervision, feed)
+        methods = {description.full_name: methods_of(description, controller, in_flight, tallies)}
+        admin = AdminService(config, directory, workers, self.supervision, feed)
         self._server = make_server(config, methods | tasks, (admin.handler(),))
 
     async def start(self) -> None:
@@ -50,10 +52,10 @@ class SandboxApi:
 
     async def operator_stopped(self, sandbox: str) -> bool:
         """Whether an operator has stopped the worker of ``sandbox``."""
-        return await self._supervision.operator_stopped(sandbox)
+        return await self.supervision.operator_stopped(sandbox)
 
     async def close(self) -> None:
         """End; calls under way have a moment."""
         await self._server.stop(_STOP_SECONDS)
         self._claims.close()
-        self._supervision.close()
+        self.supervision.close()

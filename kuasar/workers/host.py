@@ -86,10 +86,12 @@ class WorkerHost:
         title = f"kuasar-agent {self._sandbox.id}"
         args = {**args, "log_level": self._config.log_level, "failpoints": self._config.failpoints_dir}
         request = {"kind": "agent", "title": title, "args": args, "flags": flags}
+        self._sandbox.record.machine["path"] = "fork"  # saved with the pid, before it runs
         try:
             return zygote_client.fork(self._config.supervisor.zygote, request, [listen_fd, log_fd], _FORK_SECONDS)
         except Unavailable as exc:
             log.warning("the zygote is away, the agent is executed instead", error=exc)
+            self._sandbox.record.machine["path"] = "exec"
             return self._exec_agent(args, listen_fd, log_fd, flags)
 
     def start_program(

@@ -207,7 +207,13 @@ class Sandbox:
 
     def _started(self) -> dict[str, Any]:
         record = self.record
-        return {"pid": self.backend.pid, "created_at": record.created_at, "phases": record.phases}
+        return {
+            "pid": self.backend.pid,
+            "created_at": record.created_at,
+            "phases": record.phases,
+            "path": str(record.machine.get("path", "")),
+            "template": str(record.machine.get("template", "")),
+        }
 
     async def start(self, deadline: float | None, key: str) -> dict[str, Any]:
         """Start the machine and bring its agent up. On failure everything is undone and start may be repeated."""

@@ -56,18 +56,18 @@ class Engine(MicroVm):
     async def boot(self, spec: MachineSpec, deadline: float) -> bool:
         setup = await find_setup(self.host, self.settings)
         self.host.lap("setup")
-        template, why_not = None, "template = false"
+        template, why_not, result = None, "template = false", "off"
         if self.settings.template:
             templates = Templates(f"{self.settings.cache_dir}/templates", f"{self.host.state_dir}/verified-templates")
             template = templates.find(setup.shape.key)
-            why_not = "there is no template of its kind yet"
+            why_not, result = "there is no template of its kind yet", "miss"
             if template is not None and await self._clone(spec, setup, templates, template, deadline):
                 return True
             if template is not None:
-                why_not = "the clone of its template failed"
+                why_not, result = "the clone of its template failed", "failed"
             self._make_template()
         log.info("booting", why=why_not)
-        self.host.remember(start=f"boot: {why_not}")
+        self.host.remember(start=f"boot: {why_not}", template=result)
         await self._machine.boot(setup, _placement(spec, setup), deadline)
         self._remember_size(setup)
         self.host.lap("vmm")
@@ -78,7 +78,7 @@ class Engine(MicroVm):
     ) -> bool:
         """Whether the clone runs; if it does not, the template is set aside and nothing of the clone is left."""
         key = template.description.key
-        self.host.remember(start=f"clone of template {key}")
+        self.host.remember(start=f"clone of template {key}", template="hit")
         shared = self.host.machine["shared_fs"] == "virtiofs"
         try:
             await self._machine.clone(setup, template, _placement(spec, setup), shared=shared, deadline=deadline)

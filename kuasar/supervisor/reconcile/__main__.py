@@ -22,6 +22,7 @@ from kuasar.supervisor.keeper_client import Keeper
 from kuasar.supervisor.reconcile.apply import Outcome, Reconciler
 from kuasar.supervisor.reconcile.facts import look
 from kuasar.supervisor.reconcile.plan import Action, Facts, plan
+from kuasar.supervisor.reconcile.report import tell
 
 CONFIRM_SECONDS = 3.0
 """Between two looks that must agree before anything is done: what is just being made or removed is left alone."""
@@ -48,9 +49,12 @@ def reconcile(
     for name in facts.strangers:
         log.warning("not a sandbox, and left alone", path=f"{config.sandboxes_dir}/{name}")
     if dry_run:
-        return facts, [Outcome(action) for action in actions]
-    prune(config.state_dir)
-    return facts, Reconciler(config, supervisord, keeper).apply(actions)
+        outcomes = [Outcome(action) for action in actions]
+    else:
+        prune(config.state_dir)
+        outcomes = Reconciler(config, supervisord, keeper).apply(actions)
+    tell(config, facts, outcomes, dry_run)
+    return facts, outcomes
 
 
 def _report(facts: Facts, outcomes: list[Outcome], dry_run: bool) -> dict[str, object]:

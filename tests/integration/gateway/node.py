@@ -24,7 +24,7 @@ from kuasar.supervisor import render
 from tests.integration.supervisor.stack import PATIENCE, ROOT, Daemon
 
 NAMESPACE = "k8s.io"
-_METADATA = (("containerd-namespace", NAMESPACE),)
+METADATA = (("containerd-namespace", NAMESPACE),)
 SECONDS = 3 * PATIENCE
 """Of a call that starts or ends a sandbox."""
 
@@ -32,7 +32,8 @@ SECONDS = 3 * PATIENCE
 class Node:
     """One node; its pods have the host's network."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, settings: str = "") -> None:
+        """``settings``: tables appended to kuasar.toml; ``DIR`` in it is the directory."""
         self.directory = directory
         self.toml = f"{directory}/kuasar.toml"
         Path(self.toml).write_text(
@@ -43,6 +44,7 @@ class Node:
             f'keeper = "{directory}/s/keep.sock"\n'
             '[sandboxers.kuasar-runc]\nengine = "runc"\n[sandboxers.kuasar-gone]\nengine = "gone"\n'
             f'[engines.runc]\n[engines.wasmtime]\n[engines.gone]\nkind = "runc"\nbinary = "{directory}/no-runc"\n'
+            + settings.replace("DIR", directory)
         )
         self.config = load(self.toml)
         render.prepare(self.config)
@@ -66,11 +68,11 @@ class Node:
         config.linux.security_context.namespace_options.network = common_pb2.NamespaceMode.NODE
         request = pb.ControllerCreateRequest(sandbox_id=sandbox, sandboxer=sandboxer, options=anypb.pack(config))
         self._sandboxes.append(sandbox)
-        self.controller.Create(request, metadata=_METADATA, timeout=SECONDS, wait_for_ready=True)
+        self.controller.Create(request, metadata=METADATA, timeout=SECONDS, wait_for_ready=True)
 
     def start(self, sandbox: str) -> None:
         """Have its machine started."""
-        self.controller.Start(pb.ControllerStartRequest(sandbox_id=sandbox), metadata=_METADATA, timeout=SECONDS)
+        self.controller.Start(pb.ControllerStartRequest(sandbox_id=sandbox), metadata=METADATA, timeout=SECONDS)
 
     def run(self, sandbox: str, name: str) -> None:
         """Both."""
@@ -80,7 +82,11 @@ class Node:
     def remove(self, sandbox: str) -> None:
         """End it and have everything of it freed."""
         request = pb.ControllerShutdownRequest(sandbox_id=sandbox)
-        self.controller.Shutdown(request, metadata=_METADATA, timeout=SECONDS, wait_for_ready=True)
+        self.controller.Shutdown(request, metadata=METADATA, timeout=SECONDS, wait_for_ready=True)
+        self.forget(sandbox)
+
+    def forget(self, sandbox: str) -> None:
+        """It is gone, or is about to be removed by the gateway itself."""
         self._sandboxes.remove(sandbox)
 
     def ctl(self, *arguments: str) -> str:
@@ -107,11 +113,11 @@ class Node:
 
 
 @contextmanager
-def running() -> Iterator[Node]:
+def running(settings: str = "") -> Iterator[Node]:
     """A node."""
     directory = tempfile.mkdtemp(prefix="kn-", dir="/tmp")
     try:
-        node = Node(directory)
+        node = Node(directory, settings)
         try:
             yield node
         finally:
