@@ -29,7 +29,11 @@ BROKEN = "kuasar-broken"
 BINARIES = {"qemu": os.environ["QEMU"]} if os.environ.get("QEMU") else {}
 """``QEMU=path``: another QEMU than the machine's (scripts/fetch-qemu10.sh)."""
 
+METRICS = f"unix:/run/kuasar-{NAME}/metrics.sock"
+"""Where the gateway of this session serves its metrics."""
 SETTINGS = f"""
+[metrics]
+listen = "{METRICS}"
 [debug]
 failpoints = true
 [sandboxers.{BROKEN}]

@@ -179,7 +179,7 @@ PROCESSES = _add(
 RESIDENT = _add(
     "process_resident_memory_bytes",
     Kind.GAUGE,
-    "Resident memory of all processes of a kind together. What they share counts in each.",
+    "Resident memory of all processes of a kind together; of a machine, with its guest's. Shared memory counts in each.",
     ("process",),
 )
 PROPORTIONAL = _add(

@@ -52,9 +52,24 @@ def test_all_problems_at_once_with_file_and_key(tmp_path: Path) -> None:
         assert any(f": {key}" in line for line in lines), key
 
 
+@pytest.mark.parametrize("listen", ["unix:/run/kuasar/m.sock", "127.0.0.1:9477", "127.1.2.3:1", "[::1]:9477"])
+def test_metrics_may_be_served_here(tmp_path: Path, listen: str) -> None:
+    assert load(write(tmp_path, f'[metrics]\nlisten = "{listen}"\n')).metrics.listen == listen
+
+
+@pytest.mark.parametrize(
+    "listen",
+    ["0.0.0.0:9477", "10.0.0.1:9477", "localhost:9477", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", ":1", "/m"],
+)
+def test_metrics_may_not_be_served_there(tmp_path: Path, listen: str) -> None:
+    with pytest.raises(ConfigError, match=r"metrics\.listen: .* is neither unix:/path nor a loopback address"):
+        load(write(tmp_path, f'[metrics]\nlisten = "{listen}"\n'))
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        ('[metrics]\nlisten = "unix:m.sock"\n', "metrics.listen: 'm.sock' is not an absolute path"),
         ('log_level = "loud"', "log_level: 'loud' is none of"),
         ('state_dir = "run"', "state_dir: 'run' is not a normalised absolute path"),
         ('state_dir = "/run/../x"', "state_dir"),

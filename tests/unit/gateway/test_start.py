@@ -8,7 +8,9 @@ import sys
 LOADED = """
 import os, sys
 import kuasar.gateway.main
-print(*sorted({"grpc", "http.client", "xmlrpc.client", "kuasar.gateway.sandbox_api"} & set(sys.modules)))
+late = {"grpc", "h11", "http.client", "opentelemetry", "prometheus_client", "xmlrpc.client"}
+late |= {"kuasar.gateway.sandbox_api"}
+print(*sorted(late & set(sys.modules)))
 print(len(os.listdir("/proc/self/task")))
 """
 
