@@ -38,6 +38,10 @@ class Supervision:
         """What supervisord knows of all workers. Raises Unavailable, DeadlineExceeded."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._client.states)
 
+    async def counts(self) -> dict[str, int]:
+        """How many workers it has in each state. Raises Unavailable, DeadlineExceeded."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._client.counts)
+
     async def gone(self, sandbox: str) -> None:
         """Make sure that supervisord has forgotten the worker of a sandbox that is gone.
 

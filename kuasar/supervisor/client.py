@@ -104,6 +104,10 @@ class SupervisorClient:
         """The states of all workers, sorted by id."""
         return cast("list[WorkerState]", self._call("list", (), timeout))
 
+    def counts(self, timeout: float = DEFAULT_SECONDS) -> dict[str, int]:
+        """How many workers there are in each state."""
+        return cast("dict[str, int]", self._call("counts", (), timeout))
+
     def close(self) -> None:
         """Drop the connection; the next call opens another."""
         if self._connection is not None:

@@ -13,6 +13,7 @@ restart of supervisord, the sandbox directories say which workers are wanted, an
 from __future__ import annotations
 
 import os
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -168,6 +169,14 @@ class KuasarInterface:
         if worker is None:
             raise RPCError(Faults.BAD_NAME, sandbox)
         return _describe(worker)
+
+    def counts(self) -> dict[str, int]:
+        """How many workers there are in each state: a short answer, also for thousands.
+
+        @return struct counts   numbers by state
+        """
+        self._require_running()
+        return dict(Counter(worker.state_name for worker in self._group().processes.values()))
 
     def list(self) -> Any:  # of dicts; `list` means this method here
         """The states of all workers, sorted by id.

@@ -87,10 +87,12 @@ def test_a_pod_s_own_statistics_include_its_containers(node: Node) -> None:
         answer = node.gateway().controller.Metrics(request, timeout=TIMEOUT, metadata=NAMESPACE)
         assert answer.metrics.id == pod.id
         assert answer.metrics.timestamp.seconds > 0
-        unified, classic = v2.Metrics(), v1.Metrics()
-        if answer.metrics.data.Unpack(unified):
+        data = answer.metrics.data
+        if data.type_url == "io.containerd.cgroups.v2.Metrics":
+            unified = v2.Metrics.FromString(data.value)
             return unified.memory.usage, unified.cpu.usage_usec * 1000
-        assert answer.metrics.data.Unpack(classic)
+        assert data.type_url == "io.containerd.cgroups.v1.Metrics"
+        classic = v1.Metrics.FromString(data.value)
         return classic.memory.usage.usage, classic.cpu.usage.total
 
     memory, cpu = used()

@@ -179,13 +179,14 @@ PROCESSES = _add(
 RESIDENT = _add(
     "process_resident_memory_bytes",
     Kind.GAUGE,
-    "Resident memory of all processes of a kind together; of a machine, with its guest's. Shared memory counts in each.",
+    "Resident memory of all processes of a kind; of a machine, with its guest's. What they share counts in each.",
     ("process",),
 )
 PROPORTIONAL = _add(
     "process_proportional_memory_bytes",
     Kind.GAUGE,
-    "Proportional set size of all processes of a kind together: what they share is divided. Not of machines.",
+    "Proportional set size of all processes of a kind together (what they share is divided), estimated from four of "
+    "them. Not of machines.",
     ("process",),
 )
 DESCRIPTORS = _add("process_open_fds", Kind.GAUGE, "Open descriptors of all processes of a kind.", ("process",))

@@ -43,7 +43,7 @@ class Scraping:
         """Text and content type, as ``accept`` prefers."""
         async with self._turn:
             sources, started = self._sources, time.monotonic()
-            values = self._workers(await self._states())
+            values = await self._workers()
             values |= self._known()
             engines = {each: sources.tallies.engine_of(each) for each in sources.directory.sandboxes}
             answer = await asyncio.to_thread(self._finish, values, engines, accept)
@@ -53,19 +53,14 @@ class Scraping:
     def _finish(self, values: Values, engines: dict[str, str], accept: str) -> tuple[bytes, str]:
         return render(values | look(self._sources.config, engines), accept)
 
-    async def _states(self) -> list[str] | None:
-        """Of all workers, by supervisord; None if it does not answer."""
+    async def _workers(self) -> Values:
+        """What supervisord says; that it says nothing, if it does not answer."""
         try:
             async with asyncio.timeout(_SUPERVISORD_SECONDS):
-                return [state["state"] for state in await self._sources.supervision.states()]
+                counts = await self._sources.supervision.counts()
         except (KuasarError, TimeoutError):
-            return None
-
-    def _workers(self, states: list[str] | None) -> Values:
-        values: Values = {c.SUPERVISORD_UP: {(): float(states is not None)}}
-        if states is not None:
-            values[c.WORKERS] = {(state,): count for state, count in Counter(states).items()}
-        return values
+            return {c.SUPERVISORD_UP: {(): 0}}
+        return {c.SUPERVISORD_UP: {(): 1}, c.WORKERS: {(state,): count for state, count in counts.items()}}
 
     def _known(self) -> Values:
         return {

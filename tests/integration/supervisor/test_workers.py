@@ -35,6 +35,7 @@ def test_twenty_workers_are_supervisords_own_children(stack: Stack) -> None:
         assert facts["cmdline"] == f"kuasar-worker {sandbox}\0"
         assert facts["comm"] == "kuasar-worker"
     states = stack.client.states()
+    assert stack.client.counts() == {"RUNNING": len(states)}
     assert [(state["id"], state["pid"], state["state"], state["started_by"]) for state in states] == [
         (sandbox, peer.pid, "RUNNING", "zygote") for sandbox, peer in peers.items()
     ]
