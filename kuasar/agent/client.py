@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from kuasar.agent.channel import Channel
-from kuasar.agent.protocol import VERSION, Ack, Data, Event, Frame, Hello, MalformedFrame, Reply, Request, Window
+from kuasar.agent.protocol import TRACE, VERSION, Ack, Data, Event, Frame, Hello, MalformedFrame, Reply, Request, Window
 from kuasar.core import log
 from kuasar.core.aio import Future, Loop
 from kuasar.core.errors import InvalidArgument, Unavailable, from_wire
+from kuasar.core.spans import Span, Trace, current
 
 EventHandler = Callable[[int, str, dict[str, Any]], None]
 StreamHandler = Callable[[Data | Window], None]
@@ -35,6 +36,8 @@ class AgentClient:
         self._loop = loop
         self._numbers = itertools.count(1)
         self._waiting: dict[int, Future[dict[str, Any]]] = {}
+        self._traces: dict[int, Trace] = {}
+        self._can_trace = False
         self._hello: Future[Hello] = Future(loop)
         self._early_events: list[Event] = []
         self._early_streams: list[Data | Window] = []
@@ -52,6 +55,7 @@ class AgentClient:
         if hello.version != VERSION:
             self.close()
             raise Unavailable(f"the agent speaks version {hello.version}, this worker version {VERSION}")
+        self._can_trace = TRACE in hello.capabilities
         return hello
 
     @property
@@ -102,17 +106,35 @@ class AgentClient:
         """
         if self.closed:
             raise Unavailable(f"{op}: the agent is gone: {self._lost or 'the connection was closed'}")
+        trace = current() if self._can_trace else None
+        if trace is None:
+            return await self._call(op, body, key, deadline)
+        with Span(trace, f"call {op}", {}) as span:
+            return await self._call(op, body, key, deadline, trace, span.context)
+
+    async def _call(
+        self,
+        op: str,
+        body: dict[str, Any],
+        key: str,
+        deadline: float | None,
+        trace: Trace | None = None,
+        context: str | None = None,
+    ) -> dict[str, Any]:
         n = next(self._numbers)
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         future: Future[dict[str, Any]] = Future(self._loop)
         self._waiting[n] = future
+        if trace is not None:
+            self._traces[n] = trace
         try:
-            self._channel.send(Request(n, key, op, body, timeout))
+            self._channel.send(Request(n, key, op, body, timeout, context))
             return await self._loop.wait_for(future, deadline, op)
         except MalformedFrame as exc:
             raise InvalidArgument(f"{op}: {exc}") from exc
         finally:
             self._waiting.pop(n, None)
+            self._traces.pop(n, None)
 
     def ack_keys(self, keys: Iterable[str]) -> None:
         """The answers to these keyed requests are needed no more. Harmless when the agent is gone."""
@@ -161,6 +183,8 @@ class AgentClient:
         future = self._waiting.pop(reply.n, None)
         if future is None:
             return  # its caller has given up
+        if reply.spans and reply.n in self._traces:
+            self._traces[reply.n].extend(reply.spans)
         if reply.error is not None:
             future.set_exception(from_wire(reply.error))
         else:

@@ -23,7 +23,7 @@ from kuasar.agent.events import EventLog
 from kuasar.agent.exchange import Exchange
 from kuasar.agent.machine import Machine
 from kuasar.agent.pids import Pids
-from kuasar.agent.protocol import VERSION, Hello
+from kuasar.agent.protocol import TRACE, VERSION, Hello
 from kuasar.agent.requests import Body
 from kuasar.agent.server import Server
 from kuasar.agent.storage import HostStorage, Storage
@@ -155,7 +155,7 @@ class Agent:
         )
         driver = make_driver(arguments.driver, context, arguments.options)
         self._events = EventLog()
-        self._capabilities = set(driver.capabilities)
+        self._capabilities = {*driver.capabilities, TRACE}
         operations: dict[str, Operation] = {}
         storage: Storage = HostStorage()
         if machine is not None:

@@ -12,6 +12,9 @@ from typing import Any, ClassVar
 import msgpack
 
 VERSION = 2
+TRACE = "trace"
+"""Capability of an agent that takes ``trace`` and gives ``spans``: one that was started before there were traces would
+hang up."""
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 STREAM = "stream:"
 """What ``task.create`` and ``task.exec`` get instead of a path for a stream that goes over the channel."""
@@ -48,7 +51,8 @@ class Hello:
 @dataclass(frozen=True, slots=True)
 class Request:
     """The worker asks for ``op``; ``timeout`` is in seconds from the moment the agent reads it (the clocks of a guest
-    and its host differ), None: without end."""
+    and its host differ), None: without end. ``trace`` is the context of a traced one, for agents that can
+    (:data:`TRACE`)."""
 
     kind: ClassVar[str] = "request"
     n: int
@@ -56,16 +60,18 @@ class Request:
     op: str
     body: dict[str, Any]
     timeout: float | None = None
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer to request ``n``: exactly one of ``body`` and ``error``."""
+    """The answer to request ``n``: exactly one of ``body`` and ``error``; ``spans`` of a traced one."""
 
     kind: ClassVar[str] = "reply"
     n: int
     body: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
+    spans: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +135,9 @@ _FIELDS: dict[str, dict[str, tuple[tuple[type, ...], bool]]] = {
         "op": (_STR, False),
         "body": (_MAP, False),
         "timeout": (_SECONDS, True),
+        "trace": (_STR, True),
     },
-    "reply": {"n": (_INT, False), "body": (_MAP, True), "error": (_MAP, True)},
+    "reply": {"n": (_INT, False), "body": (_MAP, True), "error": (_MAP, True), "spans": (_MAP, True)},
     "event": {"seq": (_INT, False), "topic": (_STR, False), "body": (_MAP, False)},
     "ack": {"keys": (_STRINGS, False), "event": (_INT, False)},
     "data": {"stream": (_STR, False), "offset": (_INT, False), "data": ((bytes,), False), "end": ((bool,), False)},

@@ -20,7 +20,7 @@ from kuasar.agent.exchange import Exchange
 from kuasar.agent.protocol import Ack, Data, Event, Frame, Hello, MalformedFrame, Reply, Request, Window
 from kuasar.agent.requests import Body
 from kuasar.agent.tasks import Operation
-from kuasar.core import log
+from kuasar.core import log, spans
 from kuasar.core.aio import Loop
 from kuasar.core.errors import KuasarError, NotFound, ResourceExhausted, Unavailable, wrap
 from kuasar.core.failpoints import failpoint
@@ -125,15 +125,18 @@ class Server:
 
     async def _carry_out(self, request: Request, receive: Receiver) -> None:
         answer: Answer
+        trace = spans.begin(request.trace, "agent")
         try:
             failpoint("agent.request")
-            answer = {"body": await self._run(request)}
+            with spans.span(request.op):
+                body = await self._run(request)
+            answer = {"body": body}
             failpoint("agent.answer")
         except Exception as exc:
             error = wrap(exc, request.op)
             log.info("failed", op=request.op, kind=error.kind, error=error.message)
             answer = {"error": error.to_wire()}
-        receive(answer)
+        receive(answer if trace is None else answer | {"spans": trace.spans})
         self._replies.store(request.key, answer)
 
     async def _run(self, request: Request) -> dict[str, Any]:
@@ -166,7 +169,7 @@ def _reply(channel: Channel, n: int, answer: Answer) -> None:
         return
     with suppress(Unavailable):
         try:
-            channel.send(Reply(n, answer.get("body"), answer.get("error")))
+            channel.send(Reply(n, answer.get("body"), answer.get("error"), answer.get("spans")))
         except MalformedFrame as exc:
             channel.send(Reply(n, error=ResourceExhausted(f"the answer cannot be sent: {exc}").to_wire()))
 

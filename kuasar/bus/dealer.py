@@ -29,7 +29,7 @@ from kuasar.bus.messages import (
     encode,
     routing_id,
 )
-from kuasar.core import log
+from kuasar.core import log, spans
 from kuasar.core.aio import Future, Loop, Task, Timer
 from kuasar.core.errors import DeadlineExceeded, KuasarError, wrap
 from kuasar.core.replies import Answer, ReplyCache
@@ -302,13 +302,15 @@ class BusDealer:
             self._loop.on_error(f"request {task.name}", failure)
 
     async def _carry_out(self, request: Request) -> None:
+        trace = spans.begin(request.trace, "worker")
         answer = await self._do(request)
         self._replies.store(request.key, answer)
-        self._answer(request, answer)
+        self._answer(request, answer, trace.spans if trace is not None else None)
 
     async def _do(self, request: Request) -> Answer:
         try:
-            return {"body": await self._handle(request)}
+            with spans.span(request.op):
+                return {"body": await self._handle(request)}
         except Exception as exc:
             error = wrap(exc, request.op)
             if isinstance(exc, KuasarError):
@@ -317,12 +319,12 @@ class BusDealer:
                 log.error("unexpected error", op=request.op, error=repr(exc))
             return {"error": error.to_wire()}
 
-    def _answer(self, request: Request, answer: Answer) -> None:
+    def _answer(self, request: Request, answer: Answer, found: spans.Spans | None = None) -> None:
         epoch, n, own = request.epoch, request.n, self._generation
         if epoch != self._epoch:
             return  # whoever asked has died
         try:
-            self._send(Reply(epoch, n, own, answer.get("body"), answer.get("error")))
+            self._send(Reply(epoch, n, own, answer.get("body"), answer.get("error"), found))
         except MalformedMessage as exc:
             log.error("the answer cannot be sent", op=request.op, error=exc)
             self._send(Reply(epoch, n, own, None, wrap(exc, f"{request.op}: the answer").to_wire()))

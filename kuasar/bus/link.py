@@ -9,9 +9,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from kuasar.bus.messages import Hello
+
+
+class Traced(Protocol):
+    """A request that is traced."""
+
+    @property
+    def context(self) -> str:
+        """A ``traceparent`` for who carries it out."""
+
+    def extend(self, spans: dict[str, Any], /) -> None:
+        """What that one has recorded, unchecked."""
 
 
 @dataclass(eq=False, slots=True)
@@ -28,6 +39,7 @@ class Pending:
     """Number of the connection it was last sent over; 0: it has not been sent."""
     answered: bool = False
     """The worker has answered, be it with an error."""
+    trace: Traced | None = None
 
 
 class EventLedger:

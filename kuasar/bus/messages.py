@@ -51,7 +51,8 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The gateway asks a worker to do ``op``. ``deadline`` is in seconds of this host's CLOCK_MONOTONIC."""
+    """The gateway asks a worker to do ``op``. ``deadline`` is in seconds of this host's CLOCK_MONOTONIC, ``trace`` the
+    context of a traced request."""
 
     kind: ClassVar[str] = "request"
     epoch: int
@@ -62,6 +63,7 @@ class Request:
     deadline: float | None
     generation: int
     acks: list[str]
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer to a request: exactly one of ``body`` and ``error``."""
+    """The answer to a request: exactly one of ``body`` and ``error``; ``spans`` of a traced one."""
 
     kind: ClassVar[str] = "reply"
     epoch: int
@@ -83,6 +85,7 @@ class Reply:
     generation: int
     body: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
+    spans: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from kuasar.bus.endpoint import RouterEndpoint, Sent
-from kuasar.bus.link import EventLedger, Link, Pending
+from kuasar.bus.link import EventLedger, Link, Pending, Traced
 from kuasar.bus.messages import (
     Cancel,
     Event,
@@ -124,12 +124,13 @@ class BusRouter:
         key: str = "",
         deadline: float | None = None,
         acknowledge: bool = True,
+        trace: Traced | None = None,
     ) -> dict[str, Any]:
         """Have the worker of ``sandbox`` do ``op``; ``deadline`` is on CLOCK_MONOTONIC, None waits for ever.
 
         A ``key`` makes it safe to change things: the worker does it once, however often it is sent. Without one the
         request may be carried out more than once, and is cancelled when the caller goes away. Without ``acknowledge``
-        the worker keeps the answer until :meth:`acknowledge` is called.
+        the worker keeps the answer until :meth:`acknowledge` is called. ``trace`` gets what the worker records.
 
         Raises what the worker answers; :class:`DeadlineExceeded` when it does not answer in time (what it does has an
         unknown effect then); :class:`Unavailable` when no worker is there by the deadline, or none is expected;
@@ -142,7 +143,7 @@ class BusRouter:
         self._refuse(link, op, deadline)
         self._numbers += 1
         self.counters["requests"] += 1
-        pending = Pending(self._numbers, key, op, body, deadline, self._loop.create_future())
+        pending = Pending(self._numbers, key, op, body, deadline, self._loop.create_future(), trace=trace)
         timer = None if deadline is None else self._loop.call_at(deadline, self._expire, link, pending)
         link.pending[pending.n] = pending
         try:
@@ -288,6 +289,8 @@ class BusRouter:
             return
         self.counters["replies"] += 1
         pending.answered = True
+        if reply.spans and pending.trace is not None:
+            pending.trace.extend(reply.spans)
         if reply.error is not None:
             pending.future.set_exception(from_wire(reply.error))
         else:
@@ -399,9 +402,10 @@ class BusRouter:
     def _send_request(self, link: Link, pending: Pending) -> bool:
         """False: the worker does not read, try again later."""
         n, key, op, body, deadline = pending.n, pending.key, pending.op, pending.body, pending.deadline
+        trace = pending.trace.context if pending.trace is not None else None
         try:
             sent = self._send(
-                link.identity, Request(self.epoch, n, key, op, body, deadline, link.generation, link.acks)
+                link.identity, Request(self.epoch, n, key, op, body, deadline, link.generation, link.acks, trace)
             )
         except MalformedMessage as exc:
             pending.future.set_exception(InvalidArgument(str(exc), field="body"))

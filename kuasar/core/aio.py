@@ -30,6 +30,20 @@ PRIORITY = select.EPOLLPRI
 _MANY_TIMERS = 100
 
 
+_local: Any = None
+
+
+def get_local() -> Any:
+    """What the running task carries along; None outside of tasks, and where nothing was set."""
+    return _local
+
+
+def set_local(value: Any) -> None:
+    """Have the running task carry ``value`` along, and every task that it spawns from now on."""
+    global _local
+    _local = value
+
+
 class Cancelled(BaseException):
     """Raised at the ``await`` of a cancelled task. Not an ``Exception``: cancellation is never wrapped."""
 
@@ -101,13 +115,14 @@ class Future(Generic[T]):
 class Task(Future[T]):
     """A coroutine being run. Cancelling throws :class:`Cancelled` where it waits; it is done when it has unwound."""
 
-    __slots__ = ("_cancelling", "_coro", "_waiting", "name")
+    __slots__ = ("_cancelling", "_coro", "_local", "_waiting", "name")
 
     def __init__(self, loop: Loop, coro: Coroutine[Any, Any, T], name: str, now: bool = False) -> None:
         super().__init__(loop)
         self._coro = coro
         self._waiting: Future[Any] | None = None
         self._cancelling = False
+        self._local = _local
         self.name = name
         loop.tasks.add(self)
         if now:
@@ -129,14 +144,19 @@ class Task(Future[T]):
         self._step()
 
     def _step(self) -> None:
+        global _local
         if self.done or self._waiting is not None:
             return
+        outer, _local = _local, self._local
         try:
-            if self._cancelling:
-                self._cancelling = False
-                waiting = self._coro.throw(Cancelled())
-            else:
-                waiting = self._coro.send(None)
+            try:
+                if self._cancelling:
+                    self._cancelling = False
+                    waiting = self._coro.throw(Cancelled())
+                else:
+                    waiting = self._coro.send(None)
+            finally:
+                self._local, _local = _local, outer
         except StopIteration as stop:
             self._end(stop.value, None)
         except (Cancelled, Exception) as exc:

@@ -91,6 +91,16 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class Tracing:
+    """``[tracing]``: traces of requests for OpenTelemetry (docs/tracing.md)."""
+
+    endpoint: str = ""
+    """URL of a collector that takes OTLP over HTTP (``http://127.0.0.1:4318/v1/traces``); empty: nothing is traced."""
+    sample_ratio: float = 1.0
+    """Share of the requests to trace, 0 to 1, of those whose caller does not say whether they are."""
+
+
+@dataclass(frozen=True)
 class Debug:
     """``[debug]``: for tests of ours, never for a node."""
 
@@ -159,6 +169,7 @@ class Config:
     containerd: Containerd = Containerd()
     supervisor: Supervisor = Supervisor()
     metrics: Metrics = Metrics()
+    tracing: Tracing = Tracing()
     debug: Debug = Debug()
     sandboxers: dict[str, Sandboxer] = field(
         default_factory=lambda: {f"kuasar-{kind}": Sandboxer(engine=kind) for kind in BACKEND_MODULES}
@@ -279,6 +290,8 @@ def _check_value(hint: Any, raw: Any, key: str, problems: list[str]) -> Any:
         return tuple(raw)
     if isinstance(hint, types.UnionType):
         raise TypeError(f"{key}: union types are not used in the configuration")
+    if hint is float and type(raw) is int:
+        return float(raw)
     if type(raw) is not hint:
         problems.append(f"{key}: {hint.__name__} is needed, got {_name_of(raw)}")
         return None
@@ -312,6 +325,10 @@ def _check_meaning(config: Config, problems: list[str]) -> None:
         problems.append(
             f"metrics.listen: {config.metrics.listen!r} is neither unix:/path nor a loopback address with a port"
         )
+    if config.tracing.endpoint and not _is_url(config.tracing.endpoint):
+        problems.append(f"tracing.endpoint: {config.tracing.endpoint!r} is no http:// or https:// URL with a host")
+    if not 0 <= config.tracing.sample_ratio <= 1:
+        problems.append("tracing.sample_ratio: must be between 0 and 1")
     for key, value in sockets.items():
         if not os.path.isabs(value):
             problems.append(f"{key}: {value!r} is not an absolute path")
@@ -349,6 +366,16 @@ def _is_loopback(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback and 0 < int(port) < 1 << 16
+    except ValueError:
+        return False
+
+
+def _is_url(text: str) -> bool:
+    from urllib.parse import urlsplit  # likewise
+
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
 

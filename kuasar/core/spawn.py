@@ -18,6 +18,7 @@ from typing import Any
 from kuasar.core import log
 from kuasar.core.aio import Future, Loop
 from kuasar.core.errors import BackendFailed
+from kuasar.core.spans import span
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MINIMAL_ENV: Mapping[str, str] = {"PATH": PATH, "LANG": "C.UTF-8"}
@@ -137,6 +138,17 @@ class Children:
         pass_fds: Mapping[int, int] | None = None,
     ) -> Completed:
         """Run ``argv`` to its end and collect its output; at ``deadline`` it is killed and DeadlineExceeded raised."""
+        with span(f"run {os.path.basename(argv[0])}"):
+            return await self._run(argv, stdin, env, deadline, pass_fds)
+
+    async def _run(
+        self,
+        argv: Sequence[str],
+        stdin: int | None,
+        env: Mapping[str, str],
+        deadline: float | None,
+        pass_fds: Mapping[int, int] | None,
+    ) -> Completed:
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(read_end, False)
         chunks: list[bytes] = []

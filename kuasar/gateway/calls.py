@@ -20,6 +20,7 @@ from kuasar.core import log
 from kuasar.core.errors import InvalidArgument, KuasarError, ResourceExhausted, wrap
 from kuasar.core.ids import require_id
 from kuasar.gateway.metrics.tallies import Tallies
+from kuasar.gateway.tracing.requests import Tracer
 
 _OPEN_ENDED = frozenset({"Wait"})
 """Methods that may stay open as long as a sandbox lives, and so do not count as in flight."""
@@ -96,6 +97,8 @@ class Method:
     in_flight: InFlight
     tallies: Tallies | None = None
     """None: nothing is counted."""
+    tracer: Tracer | None = None
+    """None: nothing is traced."""
 
     @property
     def open_ended(self) -> bool:
@@ -111,6 +114,14 @@ class Method:
         durable: Durable | None = None,
     ) -> Any:
         """Answer one request. ``key`` is the metadata that names the namespace. Raises only :class:`KuasarError`."""
+        if self.tracer is None or self.open_ended:
+            return await self._answer(request, metadata, key, deadline, durable)
+        with self.tracer.request(self.name, metadata, request):
+            return await self._answer(request, metadata, key, deadline, durable)
+
+    async def _answer(
+        self, request: Any, metadata: Mapping[str, str], key: str, deadline: float | None, durable: Durable | None
+    ) -> Any:
         started, failure = time.monotonic(), _GIVEN_UP
         try:
             call = Call(_namespace_of(metadata, key), deadline, durable)
@@ -136,7 +147,11 @@ class Method:
 
 
 def methods_of(
-    description: ServiceDescriptor, service: object, in_flight: InFlight, tallies: Tallies | None = None
+    description: ServiceDescriptor,
+    service: object,
+    in_flight: InFlight,
+    tallies: Tallies | None = None,
+    tracer: Tracer | None = None,
 ) -> dict[str, Method]:
     """The methods of ``service`` by name; it must have a coroutine method for each method of ``description``."""
     return {
@@ -147,6 +162,7 @@ def methods_of(
             GetMessageClass(method.output_type),
             in_flight,
             tallies,
+            tracer,
         )
         for method in description.methods
     }

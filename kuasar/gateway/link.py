@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -12,6 +13,7 @@ import msgpack
 from kuasar.bus.link import Link
 from kuasar.bus.router import BusRouter
 from kuasar.gateway.calls import Call
+from kuasar.gateway.tracing.requests import current
 
 DEFAULT_SECONDS = 120.0
 """Deadline of a call whose caller set none, waits excepted: longer than any of kubelet's."""
@@ -20,8 +22,10 @@ DEFAULT_SECONDS = 120.0
 class Workers:
     """Calls to workers."""
 
-    def __init__(self, router: BusRouter) -> None:
+    def __init__(self, router: BusRouter, engine_of: Callable[[str], str] = lambda _: "") -> None:
+        """``engine_of`` gives the engine of a sandbox, for its traces."""
         self._router = router
+        self._engine_of = engine_of
         self._keys = itertools.count(1)
 
     def link(self, sandbox: str) -> Link | None:
@@ -30,7 +34,7 @@ class Workers:
 
     async def read(self, sandbox: str, op: str, body: dict[str, Any], call: Call) -> dict[str, Any]:
         """A request that changes nothing."""
-        return await self._router.call(sandbox, op, body, deadline=_deadline(call))
+        return await self._call(sandbox, op, body, deadline=_deadline(call))
 
     async def change(self, sandbox: str, op: str, body: dict[str, Any], call: Call) -> dict[str, Any]:
         """A request that changes something: done once, however often it has to be sent.
@@ -40,9 +44,9 @@ class Workers:
         durable = call.durable
         if durable is None:
             key = f"{self._router.epoch:x}.{next(self._keys)}"
-            return await self._router.call(sandbox, op, body, key=key, deadline=_deadline(call))
+            return await self._call(sandbox, op, body, key=key, deadline=_deadline(call))
         durable.when_answered(lambda: self._router.acknowledge(sandbox, durable.key))
-        return await self._router.call(sandbox, op, body, key=durable.key, deadline=_deadline(call), acknowledge=False)
+        return await self._call(sandbox, op, body, key=durable.key, deadline=_deadline(call), acknowledge=False)
 
     async def change_again(self, sandbox: str, op: str, body: dict[str, Any], call: Call) -> dict[str, Any]:
         """Like :meth:`change`, for calls whose callers repeat them when we have died before the answer: the key comes
@@ -51,11 +55,18 @@ class Workers:
         Once an answer has been passed on the same call is a new one.
         """
         asked = hashlib.sha256(msgpack.packb([sandbox, op, body])).hexdigest()
-        return await self._router.call(sandbox, op, body, key=f"s{asked[:40]}", deadline=_deadline(call))
+        return await self._call(sandbox, op, body, key=f"s{asked[:40]}", deadline=_deadline(call))
 
     async def wait(self, sandbox: str, op: str, body: dict[str, Any], call: Call) -> dict[str, Any]:
         """A request that is answered when something ends, and outlives any number of workers."""
-        return await self._router.call(sandbox, op, body, deadline=call.deadline)
+        return await self._call(sandbox, op, body, deadline=call.deadline)
+
+    async def _call(self, sandbox: str, op: str, body: dict[str, Any], **how: Any) -> dict[str, Any]:
+        trace = current()
+        if trace is None:
+            return await self._router.call(sandbox, op, body, **how)
+        with trace.asking(sandbox, self._engine_of(sandbox), op) as asked:
+            return await self._router.call(sandbox, op, body, trace=asked, **how)
 
 
 def _deadline(call: Call) -> float:

@@ -40,6 +40,8 @@ from kuasar.gateway.metrics.service import serve_metrics
 from kuasar.gateway.metrics.sources import Sources
 from kuasar.gateway.metrics.tallies import UNKNOWN, Tallies
 from kuasar.gateway.tasks import TaskService
+from kuasar.gateway.tracing.requests import Tracer
+from kuasar.gateway.tracing.service import Outbox, export_traces
 from kuasar.gateway.ttrpc_server import TtrpcServer
 from kuasar.supervisor.keeper_client import Keeper
 
@@ -90,7 +92,10 @@ async def _serve(config: Config) -> None:
         sandbox_api: asyncio.Future[SandboxApi] = loop.create_future()
         router = BusRouter(config.bus_address)
         feed = Feed()
-        tallies = Tallies(partial(_engine_of, config, directory_)) if config.metrics.listen else None
+        engine_of = partial(_engine_of, config, directory_)
+        tallies = Tallies(engine_of) if config.metrics.listen else None
+        outbox = Outbox() if config.tracing.endpoint else None
+        tracer = Tracer(config.tracing.sample_ratio, outbox.put) if outbox is not None else None
         _connect(router, directory_, announcer, feed, sandbox_api, tallies)
         custody = Custody(Keeper(config.supervisor.keeper))
         stack.callback(custody.close)
@@ -102,18 +107,18 @@ async def _serve(config: Config) -> None:
         settling = asyncio.create_task(directory_.settle())
         stack.callback(settling.cancel)
 
-        workers = Workers(router)
+        workers = Workers(router, engine_of)
         in_flight = InFlight(config.gateway.max_requests_in_flight)
         tasks = TaskService(config, directory_, workers, announcer)
         # The messages of the Task API are the same in both versions but for their package.
         task_methods: dict[str, dict[str, Method]] = {}
         for module in (task_v3_pb2, task_v2_pb2):
-            task_methods |= _methods(module, "Task", tasks, in_flight, tallies)
+            task_methods |= _methods(module, "Task", tasks, in_flight, tallies, tracer)
         ttrpc = TtrpcServer(config.gateway.task_socket, task_methods, custody, f"{config.state_dir}/journal")
         ttrpc.start()
         stack.callback(ttrpc.close)
         kind = await asyncio.to_thread(_load_sandbox_api)
-        sandbox_api.set_result(kind(config, directory_, workers, in_flight, task_methods, feed, tallies))
+        sandbox_api.set_result(kind(config, directory_, workers, in_flight, task_methods, feed, tallies, tracer))
         stack.push_async_callback(sandbox_api.result().close)
         await sandbox_api.result().start()
         log.info(
@@ -127,6 +132,8 @@ async def _serve(config: Config) -> None:
             supervision = sandbox_api.result().supervision
             sources = Sources(config, tallies, directory_, router, publisher, in_flight, supervision)
             await stack.enter_async_context(serve_metrics(config.metrics.listen, sources))
+        if outbox is not None:
+            await stack.enter_async_context(export_traces(config.tracing.endpoint, outbox))
         await stopping.wait()
         log.info("stopping")
 
@@ -190,10 +197,15 @@ def _connect(
 
 
 def _methods(
-    module: ModuleType, name: str, service: object, in_flight: InFlight, tallies: Tallies | None
+    module: ModuleType,
+    name: str,
+    service: object,
+    in_flight: InFlight,
+    tallies: Tallies | None,
+    tracer: Tracer | None,
 ) -> dict[str, dict[str, Method]]:
     description = module.DESCRIPTOR.services_by_name[name]
-    return {description.full_name: methods_of(description, service, in_flight, tallies)}
+    return {description.full_name: methods_of(description, service, in_flight, tallies, tracer)}
 
 
 def _lock_socket(path: str) -> int:

@@ -17,6 +17,7 @@ from kuasar.gateway.grpc_server import make_server
 from kuasar.gateway.link import Workers
 from kuasar.gateway.metrics.tallies import Tallies
 from kuasar.gateway.supervision import Supervision
+from kuasar.gateway.tracing.requests import Tracer
 from kuasar.gateway.ttrpc_connection import Services
 from kuasar.supervisor.client import SupervisorClient
 
@@ -36,12 +37,13 @@ class SandboxApi:
         tasks: Services,
         feed: Feed,
         tallies: Tallies | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.supervision = Supervision(SupervisorClient(config.supervisor.socket))
         controller = ControllerService(config, directory, workers, self.supervision, feed, tallies)
         self._claims = controller.claims
         description = controller_pb2.DESCRIPTOR.services_by_name["Controller"]
-        methods = {description.full_name: methods_of(description, controller, in_flight, tallies)}
+        methods = {description.full_name: methods_of(description, controller, in_flight, tallies, tracer)}
         admin = AdminService(config, directory, workers, self.supervision, feed)
         self._server = make_server(config, methods | tasks, (admin.handler(),))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from kuasar.core import spans
 from kuasar.core.failpoints import failpoint
 
 
@@ -18,6 +19,9 @@ class Phases:
         """The time since the last lap was spent on ``name``."""
         now = time.monotonic()
         self.laps.append((name, round((now - self._last) * 1000, 2)))
+        trace = spans.current()
+        if trace is not None:
+            trace.lap(f"phase {name}", now - self._last)
         self._last = now
         failpoint(f"start.{name}")
 
