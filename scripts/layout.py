@@ -51,6 +51,8 @@ class Layout:
     """Tables appended to kuasar.toml (TOML)."""
     handlers: tuple[str, ...] = ()
     """Sandboxers of ``settings`` that get a runtime handler of their name, beside those of our drop-in."""
+    environment: tuple[tuple[str, str], ...] = ()
+    """Of the stack's containerd, beside what it needs: names and values without quotes."""
     foreign_containerd: str = ""
     """Socket of a running containerd to use instead of starting one; it must have our drop-in."""
 
@@ -226,10 +228,11 @@ def _containerd(layout: Layout) -> str:
 
 
 def _containerd_program(layout: Layout) -> str:
+    more = "".join(f',{name}="{value}"' for name, value in layout.environment)
     text = f"""\
 [program:containerd]
 command = {sys.executable} -I -S {CHECKOUT}/scripts/when_listening.py {layout.gateway_socket} {_containerd(layout)}
-environment = PATH="{search_path()}",KUASAR_CONFIG="{layout.config}"
+environment = PATH="{search_path()}",KUASAR_CONFIG="{layout.config}"{more}
 priority = 950
 startsecs = 1
 startretries = 1000000000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,9 @@ NAME = f"e{os.getpid()}"
 SUBNET = f"10.{128 + os.getpid() % 96}.0.0/16"
 GATEWAY_ADDRESS = SUBNET.replace("0.0/16", "0.1")
 KEPT_LOGS = f"{CHECKOUT}/.kuasar/e2e-logs"
+TRACED = f"t{os.getpid()}"
+"""Name of the stack of the tests of traces."""
+TRACED_SUBNET = f"10.{32 + os.getpid() % 96}.0.0/16"
 BROKEN = "kuasar-broken"
 """A sandboxer whose runtime binary does not exist."""
 
@@ -45,13 +49,20 @@ binary = "/no/such/runtime"
 
 
 @contextmanager
-def start_stack() -> Iterator[Stack]:
-    """A running stack with the test images imported; what it leaves behind at the end fails the session."""
+def start_stack(
+    name: str = NAME,
+    subnet: str = SUBNET,
+    settings: str = SETTINGS,
+    environment: tuple[tuple[str, str], ...] = (),
+    kept_logs: str = KEPT_LOGS,
+) -> Iterator[Stack]:
+    """A running stack with the test images imported; what it leaves behind at the end fails the session. Its names are
+    a letter and our pid; ``settings`` are added to those of all engines, ``environment`` is its containerd's."""
     _stop_abandoned_stacks()
     data = tempfile.mkdtemp(prefix="kuasar-e2e-", dir="/var/tmp")
     programs = {**BINARIES, "quark": str(QuarkProgram(Path(data)).path)}
-    settings = default_settings(**programs) + SETTINGS
-    stack = Stack(Layout(name=NAME, data=data, subnet=SUBNET, settings=settings))
+    tables = default_settings(**programs) + settings
+    stack = Stack(Layout(name=name, data=data, subnet=subnet, settings=tables, environment=environment))
     left: list[Leftover] = []
     try:
         stack.start()
@@ -61,9 +72,9 @@ def start_stack() -> Iterator[Stack]:
         try:
             left = stack.stop()
         finally:
-            shutil.rmtree(KEPT_LOGS, ignore_errors=True)
+            shutil.rmtree(kept_logs, ignore_errors=True)
             if os.path.exists(stack.layout.logs):
-                shutil.copytree(stack.layout.logs, KEPT_LOGS)
+                shutil.copytree(stack.layout.logs, kept_logs)
             shutil.rmtree(data, ignore_errors=True)
     assert not left, "left over by the stack: " + ", ".join(map(str, left))
 
@@ -71,11 +82,11 @@ def start_stack() -> Iterator[Stack]:
 def _stop_abandoned_stacks() -> None:
     """A session that was killed could not stop its stack."""
     for name in os.listdir("/run"):
-        owner = name.removeprefix("kuasar-e")
-        if name == owner or not owner.isdecimal() or os.path.exists(f"/proc/{owner}"):
+        found = re.fullmatch(r"kuasar-([et]([0-9]+))", name)
+        if found is None or os.path.exists(f"/proc/{found[2]}"):
             continue
         data = os.path.dirname(load(f"/run/{name}/kuasar.toml").log_dir)
-        Stack(Layout(name=f"e{owner}", data=data)).stop()
+        Stack(Layout(name=found[1], data=data)).stop()
         shutil.rmtree(data, ignore_errors=True)
 
 

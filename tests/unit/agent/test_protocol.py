@@ -39,8 +39,8 @@ STRINGS = st.lists(TEXT, max_size=4)
 TIMEOUTS = st.none() | st.floats(min_value=0, allow_infinity=False, allow_nan=False)
 FRAMES: st.SearchStrategy[Frame] = st.one_of(
     st.builds(Hello, NUMBERS, TEXT, NUMBERS, TEXT, STRINGS, STRINGS),
-    st.builds(Request, NUMBERS, TEXT, TEXT, BODIES, TIMEOUTS),
-    st.builds(lambda n, body: Reply(n, body=body), NUMBERS, BODIES),
+    st.builds(Request, NUMBERS, TEXT, TEXT, BODIES, TIMEOUTS, st.none() | TEXT),
+    st.builds(lambda n, body, spans: Reply(n, body=body, spans=spans), NUMBERS, BODIES, st.none() | BODIES),
     st.builds(lambda n, error: Reply(n, error=error), NUMBERS, BODIES),
     st.builds(Event, NUMBERS, TEXT, BODIES),
     st.builds(Ack, STRINGS, NUMBERS),

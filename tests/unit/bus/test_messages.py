@@ -43,6 +43,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "int": COUNT,
     "list[str]": st.lists(TEXT, max_size=3),
     "dict[str, Any]": st.dictionaries(TEXT, PLAIN, max_size=3),
+    "str | None": st.none() | TEXT,
     "float | None": st.none() | st.floats(allow_nan=False, allow_infinity=False),
 }
 HELLO = Hello("s1", "k8s.io", "runc", "kuasar-runc", "i1", 3, 4711, "ready", ["c1"])
@@ -65,7 +66,8 @@ def messages(draw: st.DrawFn) -> Message:
     if cls is Reply:
         answer = draw(FIELDS["dict[str, Any]"])
         which = draw(st.sampled_from(["body", "error"]))
-        return Reply(draw(COUNT), draw(COUNT), draw(COUNT), **{which: answer})
+        spans = draw(st.none() | FIELDS["dict[str, Any]"])
+        return Reply(draw(COUNT), draw(COUNT), draw(COUNT), **{which: answer}, spans=spans)
     values = {f.name: draw(FIELDS[str(f.type)]) for f in dataclasses.fields(cls)}
     if cls is Hello:
         values["pid"] = draw(st.integers(0, 2**22))

@@ -52,6 +52,11 @@ def test_all_problems_at_once_with_file_and_key(tmp_path: Path) -> None:
         assert any(f": {key}" in line for line in lines), key
 
 
+def test_a_whole_number_is_a_ratio_too(tmp_path: Path) -> None:
+    tracing = load(write(tmp_path, '[tracing]\nendpoint = "https://[::1]/v1/traces"\nsample_ratio = 0\n')).tracing
+    assert (tracing.endpoint, tracing.sample_ratio) == ("https://[::1]/v1/traces", 0.0)
+
+
 @pytest.mark.parametrize("listen", ["unix:/run/kuasar/m.sock", "127.0.0.1:9477", "127.1.2.3:1", "[::1]:9477"])
 def test_metrics_may_be_served_here(tmp_path: Path, listen: str) -> None:
     assert load(write(tmp_path, f'[metrics]\nlisten = "{listen}"\n')).metrics.listen == listen
@@ -69,6 +74,14 @@ def test_metrics_may_not_be_served_there(tmp_path: Path, listen: str) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        (
+            '[tracing]\nendpoint = "collector:4318"\n',
+            "tracing.endpoint: 'collector:4318' is no http:// or",
+        ),
+        ('[tracing]\nendpoint = "http:///v1/traces"\n', "tracing.endpoint"),
+        ('[tracing]\nendpoint = "http://a:x/"\n', "tracing.endpoint"),
+        ("[tracing]\nsample_ratio = 1.5\n", "tracing.sample_ratio: must be between 0 and 1"),
+        ("[tracing]\nsample_ratio = true\n", "tracing.sample_ratio: float is needed"),
         ('[metrics]\nlisten = "unix:m.sock"\n', "metrics.listen: 'm.sock' is not an absolute path"),
         ('log_level = "loud"', "log_level: 'loud' is none of"),
         ('state_dir = "run"', "state_dir: 'run' is not a normalised absolute path"),
