@@ -161,6 +161,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                     (_rate("kuasar_bus_dropped_messages_total", "why"), "dropped: {{why}}"),
                     (_rate("kuasar_containerd_events_delivered_total", "instance"), "events delivered"),
                     (_rate("kuasar_containerd_events_dropped_total", "instance"), "events lost"),
+                    (_rate("kuasar_traces_total", "result"), "traces {{result}}"),
                 ),
             ),
         ),

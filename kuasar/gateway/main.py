@@ -130,7 +130,7 @@ async def _serve(config: Config) -> None:
         )
         if tallies is not None:
             supervision = sandbox_api.result().supervision
-            sources = Sources(config, tallies, directory_, router, publisher, in_flight, supervision)
+            sources = Sources(config, tallies, directory_, router, publisher, in_flight, supervision, outbox)
             await stack.enter_async_context(serve_metrics(config.metrics.listen, sources))
         if outbox is not None:
             await stack.enter_async_context(export_traces(config.tracing.endpoint, outbox))

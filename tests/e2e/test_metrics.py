@@ -47,8 +47,14 @@ def test_what_pods_do_is_counted(node: Node) -> None:
     assert grown(before, during, "kuasar_processes", process="worker") == 1
     assert grown(before, during, "kuasar_containerd_events_delivered_total") >= 4
     assert grown(before, during, "kuasar_stdio_bytes_total", engine=engine, stream="stdout") == BYTES
-    for labels, _ in during.matching("kuasar_sandbox_start_seconds_count", engine=engine):
-        assert labels["path"] in ("fork", "exec", "clone", "boot")
+    paths = {
+        path
+        for path in ("fork", "exec", "clone", "boot")
+        if grown(before, during, "kuasar_sandbox_start_seconds_count", engine=engine, path=path)
+    }
+    assert len(paths) == 1
+    hits = grown(before, during, "kuasar_template_starts_total", engine=engine, result="hit")
+    assert hits == (1 if paths == {"clone"} else 0)
 
     container.remove()
     pod.remove()

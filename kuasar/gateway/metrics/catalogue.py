@@ -145,6 +145,13 @@ EVENTS_WAITING = _add("containerd_events_waiting", Kind.GAUGE, "Task events that
 EVENTS_DELIVERED = _add("containerd_events_delivered_total", Kind.COUNTER, "Task events that containerd has taken.")
 EVENTS_DROPPED = _add("containerd_events_dropped_total", Kind.COUNTER, "Task events that were given up.")
 
+TRACES = _add(
+    "traces_total",
+    Kind.COUNTER,
+    "Traces of requests, if they are on: exported (a collector has them) or dropped (none took them).",
+    ("result",),
+)
+
 RECORDED = _add(
     "objects_recorded",
     Kind.GAUGE,

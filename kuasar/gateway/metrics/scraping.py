@@ -72,8 +72,15 @@ class Scraping:
             c.EVENTS_DROPPED: {(): self._sources.publisher.dropped},
             c.SCRAPE: {(): self._took},
             **self._bus(self._sources.router.links),
+            **self._traces(),
             **self._sources.tallies.values(),
         }
+
+    def _traces(self) -> Values:
+        outbox = self._sources.outbox
+        if outbox is None or outbox.exporter is None:
+            return {}
+        return {c.TRACES: {("exported",): outbox.exporter.exported, ("dropped",): outbox.exporter.dropped}}
 
     def _bus(self, links: list[Link]) -> Values:
         counters = self._sources.router.counters

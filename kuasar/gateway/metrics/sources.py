@@ -11,6 +11,7 @@ from kuasar.gateway.calls import InFlight
 from kuasar.gateway.directory import Directory
 from kuasar.gateway.events import EventPublisher
 from kuasar.gateway.metrics.tallies import Tallies
+from kuasar.gateway.tracing.service import Outbox
 
 if TYPE_CHECKING:
     from kuasar.gateway.supervision import Supervision
@@ -27,3 +28,5 @@ class Sources:
     publisher: EventPublisher
     in_flight: InFlight
     supervision: Supervision
+    outbox: Outbox | None = None
+    """Where traces go; None: nothing is traced."""

@@ -17,18 +17,20 @@ from kuasar.api.gen.kuasar.admin.v1 import admin_pb2
 from tests import needs
 from tests.deadline import eventually
 from tests.integration.gateway.node import METADATA, SECONDS, Node, running
+from tests.scraping import scrape
 from tests.standins.collector import Collector, Seen, collecting
 
 pytestmark = needs.ROOT
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
+METRICS = '[metrics]\nlisten = "unix:DIR/s/metrics.sock"\n'
 SERVER, CLIENT, INTERNAL = 2, 3, 1
 
 
 @contextmanager
 def tracing(ratio: float = 1.0) -> Iterator[tuple[Node, Collector]]:
     with collecting() as collector:
-        settings = f'[tracing]\nendpoint = "{collector.endpoint}"\nsample_ratio = {ratio}\n'
+        settings = f'[tracing]\nendpoint = "{collector.endpoint}"\nsample_ratio = {ratio}\n{METRICS}'
         with running(settings) as node:
             node.admin.ListSandboxes(admin_pb2.ListSandboxesRequest(), timeout=SECONDS, wait_for_ready=True)
             yield node, collector
@@ -106,6 +108,12 @@ def test_a_caller_who_is_not_traced_is_not_traced_here() -> None:
         spans = eventually(lambda: collector.spans, "the traced one", until=bool)
         assert {span.trace for span in spans} == {TRACE}
         assert [span.name for span in spans if span.parent == PARENT] == ["Controller.Status"]
+        # counted when the collector has answered, which is after we have seen it
+        eventually(
+            lambda: scrape(node.config.metrics.listen).value("kuasar_traces_total", result="exported"),
+            "it is counted",
+            until=lambda count: count == 1,
+        )
 
 
 def test_a_worker_that_dies_does_not_break_the_trace() -> None:
