@@ -95,7 +95,7 @@ class Tracing:
     """``[tracing]``: traces of requests for OpenTelemetry (docs/tracing.md)."""
 
     endpoint: str = ""
-    """URL of a collector that takes OTLP over HTTP (``http://127.0.0.1:4318/v1/traces``); empty: nothing is traced."""
+    """URL of a collector that takes OTLP over HTTP (``http://localhost:4318/v1/traces``); empty: nothing is traced."""
     sample_ratio: float = 1.0
     """Share of the requests to trace, 0 to 1, of those whose caller does not say whether they are."""
 
