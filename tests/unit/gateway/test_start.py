@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 LOADED = """
 import os, sys
 import kuasar.gateway.main
@@ -19,3 +21,10 @@ def test_what_starts_threads_or_loads_slowly_comes_later() -> None:
     """gRPC must not have been loaded where a process forks, and containers wait while the gateway starts."""
     done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
     assert done.stdout == "\n1\n"
+
+
+@pytest.mark.parametrize("module", ["kuasar.workers.main", "kuasar.agent.main", "kuasar.supervisor.zygote"])
+def test_who_records_spans_needs_no_library_for_it(module: str) -> None:
+    program = f"import sys, {module}; print(*sorted({{'opentelemetry', 'prometheus_client'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
