@@ -29,6 +29,7 @@ MOST_AT_A_TIME = 64
 _GATHER_SECONDS = 1.0
 """Traces that end within this time go together."""
 _CALL_SECONDS = 10.0
+_END_SECONDS = 2.0
 _PAUSES = (1.0, 30.0)
 _AGAIN = frozenset({429, 502, 503, 504})
 """What a collector says that may take it later (OTLP specification)."""
@@ -62,11 +63,11 @@ class Exporter:
             self._wake.notify()
 
     def close(self) -> None:
-        """Send what waits, if the collector takes it at once, and end."""
+        """Send what waits, if the collector takes it at once, and end. One that hangs is not waited for."""
         with self._wake:
             self._closing = True
             self._wake.notify()
-        self._thread.join()
+        self._thread.join(_END_SECONDS)
 
     def _run(self) -> None:
         pause, longest = self._pauses
