@@ -38,9 +38,12 @@ _AGAIN = frozenset({429, 502, 503, 504})
 class Exporter:
     """Sends to ``endpoint`` from :meth:`start` to :meth:`close`."""
 
-    def __init__(self, endpoint: str, pauses: tuple[float, float] = _PAUSES) -> None:
+    def __init__(
+        self, endpoint: str, pauses: tuple[float, float] = _PAUSES, gather_seconds: float = _GATHER_SECONDS
+    ) -> None:
         self._endpoint = urlsplit(endpoint)
         self._pauses = pauses
+        self._gather_seconds = gather_seconds
         self._waiting: deque[Finished] = deque()
         self._wake = threading.Condition()
         self._closing = False
@@ -85,7 +88,7 @@ class Exporter:
         with self._wake:
             self._wake.wait_for(lambda: self._waiting or self._closing)
             if not self._closing:  # else each would go alone
-                self._wake.wait_for(lambda: self._closing or len(self._waiting) >= MOST_AT_A_TIME, _GATHER_SECONDS)
+                self._wake.wait_for(lambda: self._closing or len(self._waiting) >= MOST_AT_A_TIME, self._gather_seconds)
             if not self._waiting:
                 return None
             return [self._waiting.popleft() for _ in range(min(MOST_AT_A_TIME, len(self._waiting)))]

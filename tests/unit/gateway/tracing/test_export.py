@@ -13,7 +13,7 @@ from tests.standins.collector import Collector, collecting
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 ROOT, BUS, WORKER = "11" * 8, "22" * 8, "33" * 8
-PAUSES = (0.05, 0.1)
+PAUSES, GATHER = (0.05, 0.1), 0.01
 
 
 def finished(name: str = "Task.Start", error: str = "") -> Finished:
@@ -27,7 +27,7 @@ def finished(name: str = "Task.Start", error: str = "") -> Finished:
 
 def test_a_trace_arrives_whole() -> None:
     with collecting() as collector:
-        exporter = Exporter(collector.endpoint)
+        exporter = Exporter(collector.endpoint, PAUSES, GATHER)
         exporter.start()
         exporter.put(finished(error="no such container"))
         exporter.close()
@@ -42,7 +42,7 @@ def test_a_trace_arrives_whole() -> None:
 
 def test_many_go_together() -> None:
     with collecting() as collector:
-        exporter = Exporter(collector.endpoint)
+        exporter = Exporter(collector.endpoint, PAUSES, GATHER)
         for _ in range(100):
             exporter.put(finished())
         exporter.start()
@@ -54,7 +54,7 @@ def test_many_go_together() -> None:
 def test_a_busy_collector_gets_them_later() -> None:
     with collecting() as collector:
         collector.status = 503
-        exporter = Exporter(collector.endpoint, PAUSES)
+        exporter = Exporter(collector.endpoint, PAUSES, GATHER)
         exporter.start()
         exporter.put(finished())
         eventually(lambda: collector.requests, "it is tried again", until=lambda requests: requests >= 2)
@@ -68,7 +68,7 @@ def test_a_busy_collector_gets_them_later() -> None:
 def test_what_is_refused_for_good_is_dropped() -> None:
     with collecting() as collector:
         collector.status = 400
-        exporter = Exporter(collector.endpoint, PAUSES)
+        exporter = Exporter(collector.endpoint, PAUSES, GATHER)
         exporter.start()
         exporter.put(finished())
         eventually(lambda: exporter.dropped, "it is dropped")
@@ -84,7 +84,7 @@ def test_a_collector_that_comes_back_gets_what_waited() -> None:
         nobody.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]
-    exporter = Exporter(f"http://127.0.0.1:{port}/v1/traces", PAUSES)
+    exporter = Exporter(f"http://127.0.0.1:{port}/v1/traces", PAUSES, GATHER)
     exporter.start()
     exporter.put(finished())
     collector = Collector(port)
@@ -98,7 +98,7 @@ def test_a_collector_that_comes_back_gets_what_waited() -> None:
 def test_an_end_does_not_wait_for_a_collector() -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        exporter = Exporter(f"http://127.0.0.1:{nobody.getsockname()[1]}/")
+        exporter = Exporter(f"http://127.0.0.1:{nobody.getsockname()[1]}/", gather_seconds=GATHER)
         exporter.start()
         exporter.put(finished())
         exporter.close()
@@ -108,7 +108,7 @@ def test_an_end_does_not_wait_for_a_collector() -> None:
 @pytest.mark.parametrize("more", [1, 5])
 def test_a_full_queue_loses_the_oldest(more: int) -> None:
     with collecting() as collector:
-        exporter = Exporter(collector.endpoint)
+        exporter = Exporter(collector.endpoint, PAUSES, GATHER)
         for number in range(MOST_WAITING + more):
             exporter.put(finished(str(number)))
         assert exporter.dropped == more
