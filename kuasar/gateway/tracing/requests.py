@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from kuasar.core.spans import Context, Span, Spans, Trace, parse
 KEY = "traceparent"
 NO_PARENT = "0" * 16
 _PROCESS = "gateway"
+_NOTHING = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,17 @@ class Tracer:
         self._ratio = ratio
         self._finished = finished
 
-    @contextmanager
-    def request(self, method: str, metadata: Mapping[str, str], request: Any) -> Iterator[None]:
+    def request(self, method: str, metadata: Mapping[str, str], request: Any) -> AbstractContextManager[None]:
         """Enter around the answering of one request; whether it is traced is decided by its caller, else by chance."""
-        context = parse(metadata.get(KEY, ""))
+        context = parse(metadata[KEY]) if KEY in metadata else None
         if context is None:
-            sampled = self._ratio > 0 and random.random() < self._ratio  # noqa: S311 - no secret
-            context = Context(os.urandom(16).hex(), NO_PARENT, sampled)
-        if not context.sampled:
-            yield
-            return
+            if random.random() >= self._ratio:  # noqa: S311 - no secret
+                return _NOTHING
+            context = Context(os.urandom(16).hex(), NO_PARENT)
+        return self._traced(context, method, request) if context.sampled else _NOTHING
+
+    @contextmanager
+    def _traced(self, context: Context, method: str, request: Any) -> Iterator[None]:
         running = RequestTrace(context)
         running.attributes |= _about(request)
         token = _running.set(running)
