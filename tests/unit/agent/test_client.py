@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,21 @@ from hypothesis import given
 
 from kuasar.agent.channel import MAX_BUFFERED_BYTES, Channel
 from kuasar.agent.client import AgentClient
-from kuasar.agent.protocol import VERSION, Ack, Data, Event, Frame, FrameReader, Hello, Reply, Request, Window, encode
+from kuasar.agent.protocol import (
+    TRACE,
+    VERSION,
+    Ack,
+    Data,
+    Event,
+    Frame,
+    FrameReader,
+    Hello,
+    Reply,
+    Request,
+    Window,
+    encode,
+)
+from kuasar.core import spans
 from kuasar.core.aio import Loop
 from kuasar.core.errors import DeadlineExceeded, InvalidArgument, NotFound, Unavailable
 from tests.garbage import spoilt
@@ -64,6 +79,34 @@ def pair(loop: Loop) -> Iterator[tuple[AgentClient, Peer]]:
 
 def run(loop: Loop, coro: Coroutine[Any, Any, Any]) -> Any:
     return loop.run(loop.wait_for(coro, time.monotonic() + 10))
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_only_an_agent_that_can_is_asked_to_record(loop: Loop, pair: tuple[AgentClient, Peer], can: bool) -> None:
+    """One that was started before there were traces would hang up."""
+    client, peer = pair
+    span = ["task.start", "11" * 8, 1, 2, "agent", {}, ""]
+
+    async def scenario() -> None:
+        peer.send(replace(HELLO, capabilities=[TRACE]) if can else HELLO)
+        await client.hello()
+        trace = spans.begin(f"00-{'ab' * 16}-{'cd' * 8}-01", "worker")
+        assert trace is not None
+        call = loop.spawn(client.call("task.start", {}))
+        await loop.sleep(0)
+        request = peer.receive_request()
+        context = spans.parse(request.trace or "")
+        assert (context is not None) == can
+        peer.send(Reply(request.n, {"pid": 5}, spans={"22" * 8: span, "odd": 1} if can else None))
+        assert await call == {"pid": 5}
+        if context is None:
+            assert not trace.spans
+        else:
+            assert trace.spans["22" * 8] == span
+            assert trace.spans[context.span][:2] == ["call task.start", "cd" * 8]
+            assert len(trace.spans) == 2
+
+    run(loop, scenario())
 
 
 def test_hello_then_a_call_and_its_answer(loop: Loop, pair: tuple[AgentClient, Peer]) -> None:
