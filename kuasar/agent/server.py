@@ -136,7 +136,7 @@ class Server:
             error = wrap(exc, request.op)
             log.info("failed", op=request.op, kind=error.kind, error=error.message)
             answer = {"error": error.to_wire()}
-        receive(answer if trace is None else answer | {"spans": trace.spans})
+        receive(answer if trace is None else answer | {"spans": trace.finish()})
         self._replies.store(request.key, answer)
 
     async def _run(self, request: Request) -> dict[str, Any]:

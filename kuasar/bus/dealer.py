@@ -305,7 +305,7 @@ class BusDealer:
         trace = spans.begin(request.trace, "worker")
         answer = await self._do(request)
         self._replies.store(request.key, answer)
-        self._answer(request, answer, trace.spans if trace is not None else None)
+        self._answer(request, answer, trace.finish() if trace is not None else None)
 
     async def _do(self, request: Request) -> Answer:
         try:

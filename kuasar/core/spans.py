@@ -130,7 +130,7 @@ _NOTHING = Nothing()
 class Trace:
     """The spans of one request in one process; ``process`` says which, ``context`` who asks."""
 
-    __slots__ = ("_process", "id", "inner", "spans")
+    __slots__ = ("_process", "finished", "id", "inner", "spans")
 
     def __init__(self, context: Context, process: str) -> None:
         self._process = process
@@ -138,6 +138,13 @@ class Trace:
         self.inner = context.span
         """The span that would be the parent of one that begins now."""
         self.spans: Spans = {}
+        self.finished = False
+
+    def finish(self) -> Spans:
+        """The request is answered: what was recorded. Tasks that it has left behind, and that may run as long as the
+        sandbox, record nothing more and keep nothing of it."""
+        self.finished, found, self.spans = True, self.spans, {}
+        return found
 
     def add(self, span: Span, end: int) -> None:
         """A span has ended."""
@@ -155,7 +162,7 @@ class Trace:
             self._put(number, span)
 
     def _put(self, number: str, span: list[Any]) -> None:
-        if len(self.spans) < MOST_SPANS:
+        if len(self.spans) < MOST_SPANS and not self.finished:
             self.spans[number] = span
 
 
@@ -172,7 +179,7 @@ def begin(text: str | None, process: str) -> Trace | None:
 def current() -> Trace | None:
     """Of the running task; None where nothing is traced."""
     found = aio.get_local()
-    return found if isinstance(found, Trace) else None
+    return found if isinstance(found, Trace) and not found.finished else None
 
 
 def span(name: str, **attributes: str) -> Span | Nothing:

@@ -82,7 +82,7 @@ class Tracer:
                 yield
         finally:
             _running.reset(token)
-            self._finished(Finished(running.trace.id, running.trace.spans, running.attributes))
+            self._finished(Finished(running.trace.id, running.trace.finish(), running.attributes))
 
 
 def _about(request: Any) -> dict[str, str]:

@@ -111,6 +111,35 @@ def test_a_task_carries_its_trace_along_and_leaves_others_alone() -> None:
     assert spans.current() is None
 
 
+def test_what_a_request_leaves_running_records_nothing_more() -> None:
+    loop = Loop()
+    late: list[object] = []
+
+    async def watcher() -> None:
+        await loop.sleep(0.001)
+        late.append(spans.current())
+        with spans.span("late"):
+            pass
+
+    async def request() -> Trace:
+        trace = spans.begin(TEXT, "worker")
+        assert trace is not None
+        with spans.span("own"):
+            late.append(loop.spawn(watcher()))
+        assert [span[0] for span in trace.finish().values()] == ["own"]
+        return trace
+
+    async def both() -> Trace:
+        trace = await loop.spawn(request())
+        while len(late) < 2:
+            await loop.sleep(0.001)
+        return trace
+
+    trace = loop.run(both())
+    assert late[1] is None
+    assert trace.spans == {}
+
+
 @pytest.mark.parametrize("text", [None, "", "rubbish", f"00-{TRACE}-{PARENT}-00"])
 def test_what_is_not_traced_costs_nothing(text: str | None) -> None:
     async def work() -> None:
