@@ -150,6 +150,7 @@ def _resource(process: str) -> Resource:
 def _spans(trace: Finished) -> Iterator[tuple[str, Span]]:
     servers = {number for number in trace.spans if _asked_elsewhere(trace.spans, number)}
     clients = {trace.spans[number][1] for number in servers}
+    common = _attributes(trace.attributes)
     for number, (name, parent, start, end, process, attributes, error) in trace.spans.items():
         kind = Span.SPAN_KIND_INTERNAL
         if number in servers:
@@ -166,7 +167,7 @@ def _spans(trace: Finished) -> Iterator[tuple[str, Span]]:
                 kind=kind,
                 start_time_unix_nano=start,
                 end_time_unix_nano=end,
-                attributes=_attributes(trace.attributes | attributes),
+                attributes=[*common, *_attributes(attributes)] if attributes else common,
                 status=Status(code=Status.STATUS_CODE_ERROR, message=error) if error else None,
             ),
         )
