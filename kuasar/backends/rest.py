@@ -1,4 +1,4 @@
-"""The REST interface of a VMM (Cloud Hypervisor, Firecracker): HTTP/1.1 on a unix socket, by h11, for the worker's loop.
+"""The REST interface of a VMM: HTTP/1.1 on a unix socket, by h11, for the worker's loop.
 
 Every request has a connection of its own, so one that was given up cannot leave half an answer to the next. Open
 descriptors (taps) travel beside the first byte of a request, as Cloud Hypervisor expects them.

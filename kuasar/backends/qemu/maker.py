@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any
 
-from kuasar.backends.base import ROOT, AgentProcess, User
+from kuasar.backends.base import HERE, ROOT, AgentProcess, Place, User
 from kuasar.backends.processes import HeldProcess
 from kuasar.backends.qemu.facts import Setup, find_setup
 from kuasar.backends.qemu.machine import Machine, Placement, empty_memory
@@ -71,9 +71,16 @@ class MakerHost:
         raise BackendFailed("the maker of templates starts no agents")
 
     def start_program(
-        self, argv: Sequence[str], log_fd: int, fds: Sequence[int] = (), cgroup: str = "", user: User = ROOT
+        self,
+        argv: Sequence[str],
+        log_fd: int,
+        fds: Sequence[int] = (),
+        cgroup: str = "",
+        user: User = ROOT,
+        place: Place = HERE,
     ) -> AgentProcess:
         wish = {"uid": user.uid, "gid": user.gid, "groups": list(user.groups), "cgroup": cgroup}
+        wish |= {"netns": place.netns, "directory": place.directory}
         program = {**wish, "argv": list(argv), "descriptors": 3 + len(fds), "parent": os.getpid()}
         launcher = [sys.executable, "-m", "kuasar.supervisor.program", json.dumps(program)]
         numbered = {3 + index: fd for index, fd in enumerate(fds)}
