@@ -24,7 +24,7 @@ from kuasar.backends.storage import Storage
 from kuasar.core import log
 from kuasar.core.aio import Task
 from kuasar.core.config import Engine
-from kuasar.core.errors import BackendFailed, InvalidArgument, KuasarError, Unavailable
+from kuasar.core.errors import BackendFailed, InvalidArgument, KuasarError, Unavailable, Unimplemented
 
 GUEST_DIRECTORY = "/run/kuasar"
 NO_HOST_NAMESPACE = "a virtual machine has a kernel of its own"
@@ -54,6 +54,8 @@ class MicroVm(Backend):
     )
     shares_host_files: ClassVar[bool] = False
     refused_host_namespaces: ClassVar[Mapping[str, str]] = dict.fromkeys(("net", "pid", "ipc"), NO_HOST_NAMESPACE)
+    shares_directories: ClassVar[bool] = True
+    """Whether a machine of this kind can have a directory of the host (virtiofs)."""
 
     def __init__(self, host: Host, settings: Engine) -> None:
         super().__init__(host, settings)
@@ -173,7 +175,16 @@ class MicroVm(Backend):
 
     def _shared_fs(self, spec: MachineSpec) -> str:
         """``virtiofs`` or ``none``: the pod's word, else the configuration's."""
-        wanted = spec.annotations.get(ANNOTATION_SHARED_FS, self.settings.shared_fs)
+        usual = self.settings.shared_fs if self.shares_directories else "none"
+        wanted = spec.annotations.get(ANNOTATION_SHARED_FS, usual)
+        if wanted == "virtiofs" and not self.shares_directories:
+            name = f"annotations.{ANNOTATION_SHARED_FS}"
+            raise Unimplemented(
+                f"{name}: engine {self.kind} has no virtiofs: leave it out, or use another engine",
+                engine=self.kind,
+                capability="shared-directory",
+                field=name,
+            )
         if wanted not in ("virtiofs", "none"):
             name = f"annotations.{ANNOTATION_SHARED_FS}"
             raise InvalidArgument(f"{name}: {wanted!r} is neither virtiofs nor none", field=name)
@@ -186,9 +197,12 @@ class MicroVm(Backend):
 
     def _storage_of(self) -> Storage:
         if self._storage is None:
-            share = self._make_share() if self.host.machine.get("shared_fs") == "virtiofs" else None
-            self._storage = Storage(self.host.directory, share, self)
+            self._storage = self._make_storage()
         return self._storage
+
+    def _make_storage(self) -> Storage:
+        share = self._make_share() if self.host.machine.get("shared_fs") == "virtiofs" else None
+        return Storage(self.host.directory, share, self)
 
     async def connect_agent(self, deadline: float | None) -> AgentClient:
         """Waits for the boot; a machine that ends meanwhile is told with its last words."""

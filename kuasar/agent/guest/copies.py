@@ -90,4 +90,3 @@ def _write_file(entry: Body, path: str) -> None:
             data, offset = data[written:], offset + written
     finally:
         os.close(fd)
-

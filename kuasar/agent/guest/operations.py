@@ -97,7 +97,9 @@ class Guest:
 
     def _require_no_share(self, field: str) -> None:
         if self._share_tag:
-            raise InvalidArgument(f"{field}: the machine has the share {self._share_tag}, nothing is copied", field=field)
+            raise InvalidArgument(
+                f"{field}: the machine has the share {self._share_tag}, nothing is copied", field=field
+            )
 
     async def _online(self, body: Body, deadline: float | None) -> dict[str, Any]:
         return await online.bring_online(self._loop, body, deadline)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kuasar.backends.base import BINARY_HINT
 from kuasar.backends.firecracker.bodies import require_version
 from kuasar.backends.guest_image import INITRD, KERNEL, ROOT_DISK, ImageUnusable, load
-from kuasar.backends.probing import Probe, ProbeHost, require_program
+from kuasar.backends.probing import Probe, Runner, require_program
 from kuasar.core.config import Engine
 from kuasar.core.errors import BackendFailed
 
@@ -30,7 +30,7 @@ class Setup:
     command_line: str
 
 
-async def find_program(host: ProbeHost, name: str, deadline: float) -> Probe:
+async def find_program(host: Runner, name: str, deadline: float) -> Probe:
     """The program ``name`` (empty: by its usual name) and its version. Raises :class:`BackendFailed` naming what is
     missing, broken or too old, and the key that sets it; DeadlineExceeded if it hangs."""
     binary = require_program(name or DEFAULT_BINARY, BINARY_HINT)
@@ -41,22 +41,25 @@ async def find_program(host: ProbeHost, name: str, deadline: float) -> Probe:
     return Probe(binary, require_version(binary, words))
 
 
-async def find_setup(host: ProbeHost, settings: Engine, deadline: float) -> Setup:
+async def find_setup(host: Runner, settings: Engine, deadline: float) -> Setup:
     """Look at Firecracker and the guest image. Raises :class:`BackendFailed` naming what is missing or broken."""
     program = await find_program(host, settings.binary, deadline)
     try:
         image = load(settings.image)
     except ImageUnusable as exc:
         raise BackendFailed(f"the guest image cannot be used: {exc}") from exc
-    kernel = settings.kernel or f"{settings.image}/{KERNEL}"
-    if not os.path.isfile(kernel):
-        raise BackendFailed(f"the guest kernel {kernel} does not exist")
     return Setup(
         binary=program.binary,
         version=program.version,
-        kernel=kernel,
+        kernel=_require_kernel(settings.kernel or f"{settings.image}/{KERNEL}"),
         initrd=f"{settings.image}/{INITRD}",
         root=f"{settings.image}/{ROOT_DISK}",
         image_digest=image.digest,
         command_line=" ".join(part for part in (_COMMAND_LINE, image.command_line, settings.kernel_arguments) if part),
     )
+
+
+def _require_kernel(path: str) -> str:
+    if not os.path.isfile(path):
+        raise BackendFailed(f"the guest kernel {path} does not exist")
+    return path

@@ -87,9 +87,7 @@ class Machine:
             console = stack.enter_context(open_log(placement.console_path))
             fds += [log.fileno(), *files]
             host, user = self._host, placement.user
-            self._process.take(
-                partial(host.start_program, argv, console.fileno(), fds, placement.cgroup, user, place)
-            )
+            self._process.take(partial(host.start_program, argv, console.fileno(), fds, placement.cgroup, user, place))
 
     async def _until_listening(self, deadline: float) -> None:
         """The VMM makes its socket when it has come so far; nothing tells of it. Raises :class:`Unavailable` when it

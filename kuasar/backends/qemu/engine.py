@@ -14,10 +14,11 @@ from kuasar.backends.probing import Probe, ProbeHost, require_program
 from kuasar.backends.processes import open_log
 from kuasar.backends.qemu.devices import Devices
 from kuasar.backends.qemu.facts import Setup, find_setup
-from kuasar.backends.qemu.machine import Machine, Placement, user_of
+from kuasar.backends.qemu.machine import Machine, Placement
 from kuasar.backends.qemu.template import Template, Templates
 from kuasar.backends.share import Share
 from kuasar.backends.sizes import Size
+from kuasar.backends.users import user_of
 from kuasar.core import config, log
 from kuasar.core.errors import KuasarError
 

@@ -185,19 +185,3 @@ def empty_memory(setup: Setup) -> int:
     memory = os.memfd_create("kuasar-memory", os.MFD_CLOEXEC)
     os.ftruncate(memory, setup.shape.memory_bytes)
     return memory
-
-
-def user_of(sandbox_id: str, accel: str) -> User:
-    """As whom a machine runs: an unprivileged number of its own (as good as: by the sandbox's name), in the group of
-    ``/dev/kvm`` where that is used."""
-    import zlib
-
-    number = _FIRST_USER + zlib.crc32(sandbox_id.encode()) % _USERS
-    if os.geteuid() != 0:
-        return ROOT
-    groups = (os.stat("/dev/kvm").st_gid,) if accel == "kvm" else ()
-    return User(number, number, groups)
-
-
-# What systemd sets aside for users that exist only while a service runs.
-_FIRST_USER, _USERS = 61184, 4336
