@@ -92,16 +92,15 @@ class Machine:
     async def _until_listening(self, deadline: float) -> None:
         """The VMM makes its socket when it has come so far; nothing tells of it. Raises :class:`Unavailable` when it
         ends instead, or :class:`DeadlineExceeded`."""
-        while True:
+        while time.monotonic() < deadline:
             try:
                 await self.api.get("", deadline)
                 return
             except Unavailable as exc:
                 if not self._process.alive:
                     raise Unavailable("Firecracker ended before its API could be reached") from exc
-                if time.monotonic() + _POLL_SECONDS > deadline:
-                    raise DeadlineExceeded("Firecracker's API socket does not appear") from exc
             await self._host.loop.sleep(_POLL_SECONDS)
+        raise DeadlineExceeded("Firecracker's API socket does not appear")
 
     async def reconnect(self, deadline: float) -> None:
         """Of a machine that another process started: whether its VMM answers."""

@@ -119,10 +119,10 @@ def run_loop(coro: Coroutine[Any, Any, T]) -> T:
         loop.close()
 
 
-def plumb(netns: str, sandbox_id: str, record: Record, queues: int = 1) -> Network:
+def plumb(netns: str, sandbox_id: str, record: Record, queues: int = 1, owner: int | None = None) -> Network:
     loop = Loop()
     try:
-        return loop.run(network.plumb(loop, netns, sandbox_id, queues, record))
+        return loop.run(network.plumb(loop, netns, sandbox_id, queues, record, owner))
     finally:
         loop.close()
 
