@@ -136,8 +136,8 @@ ROOT = User(0, 0)
 class Place:
     """Where a program runs."""
 
-    directory: str = "/"
-    """Its working directory, which it may use even if it could not get there."""
+    directory: str = ""
+    """Its working directory, which it may use even if it could not get there; empty: that of whoever starts it."""
     netns: str = ""
     """Path of the network namespace it is in; empty: the host's."""
 

@@ -6,6 +6,7 @@ import os
 import zlib
 
 from kuasar.backends.base import ROOT, User
+from kuasar.core.config import Engine
 
 # What systemd sets aside for users that exist only while a service runs.
 _FIRST_USER, _USERS = 61184, 4336
@@ -19,3 +20,10 @@ def user_of(sandbox_id: str, accel: str) -> User:
     number = _FIRST_USER + zlib.crc32(sandbox_id.encode()) % _USERS
     groups = (os.stat("/dev/kvm").st_gid,) if accel == "kvm" else ()
     return User(number, number, groups)
+
+
+def vmm_user(settings: Engine, sandbox_id: str) -> User:
+    """As the settings say; with KVM, if there is any."""
+    if settings.vmm_user == "root":
+        return ROOT
+    return user_of(sandbox_id, "kvm" if os.path.exists("/dev/kvm") else "")

@@ -43,7 +43,7 @@ class Program:
     netns: str
     """Path of the network namespace that it joins; empty: it stays where it is."""
     directory: str
-    """Its working directory."""
+    """Its working directory; empty: the caller's."""
 
     @classmethod
     def parse(cls, args: dict[str, Any]) -> Program:
@@ -66,7 +66,7 @@ class Program:
             raise InvalidArgument("argv: a list of strings is needed", field="argv")
         if not all(type(group) is int for group in args["groups"]):
             raise InvalidArgument("groups: a list of numbers is needed", field="groups")
-        if not os.path.isabs(args["directory"]):
+        if args["directory"] and not os.path.isabs(args["directory"]):
             raise InvalidArgument(f"directory: {args['directory']!r:.80} is not an absolute path", field="directory")
         if not 3 <= args["descriptors"] <= _MAX_FDS:
             raise InvalidArgument(f"descriptors: 3 to {_MAX_FDS}", field="descriptors")
@@ -82,7 +82,8 @@ def run(args: dict[str, Any]) -> NoReturn:
             cgroup.enter_alone(program.cgroup)
         if program.netns:
             join_netns(program.netns)
-        os.chdir(program.directory)  # as who we are now: the user may not be able to get there
+        if program.directory:
+            os.chdir(program.directory)  # as who we are now: the user may not be able to get there
         _become(program)
         if program.parent:
             set_parent_death_signal(program.parent)  # after the change of user, which would drop it

@@ -23,10 +23,10 @@ from kuasar.core.aio import Loop
 from kuasar.core.errors import AlreadyExists, InvalidArgument, KuasarError, NotFound, Unimplemented, wrap
 from kuasar.core.namespaces import is_own_netns, join_netns
 from kuasar.core.netlink import RefusedError
+from kuasar.core.taps import MAX_QUEUES, close_all, give_tap, open_tap, tap_name
 from kuasar.core.threads import in_thread
 from kuasar.workers.interfaces import Interface, Survey, survey
 from kuasar.workers.rtnetlink import Rtnetlink
-from kuasar.workers.taps import MAX_QUEUES, close_all, give_tap, open_tap, tap_name
 
 TAP, INGRESS = "tap", "ingress"
 """Kinds of holdings. Names: of the tap, and of the pod's interface."""

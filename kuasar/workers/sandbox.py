@@ -280,8 +280,8 @@ class Sandbox:
         phases.lap("setup")
 
     async def _plumb(self, vcpus: int) -> Network:
+        from kuasar.core.taps import MAX_QUEUES
         from kuasar.workers.network import plumb  # only pods with a kernel of their own need it
-        from kuasar.workers.taps import MAX_QUEUES
 
         queues = min(max(1, vcpus), MAX_QUEUES)
         owner = self.backend.tap_owner(self.id)

@@ -41,7 +41,7 @@ class Inherited:
     log: int = 6
     state: int = 7
     memory: int = 8
-    """The last two only in a clone."""
+    """The last two in a clone, and in a template that is being made."""
 
 
 INHERITED = Inherited()
@@ -144,9 +144,10 @@ def resume() -> Request:
     return Request("PATCH", "vm", {"state": "Resumed"})
 
 
-def snapshot(state: str, memory: str) -> Request:
-    """Write a paused machine to two new files."""
-    return _put("snapshot/create", {"snapshot_type": "Full", "snapshot_path": state, "mem_file_path": memory})
+def snapshot() -> Request:
+    """Write a paused machine to the two files that it has inherited for it."""
+    files = {"snapshot_path": _inherited(INHERITED.state), "mem_file_path": _inherited(INHERITED.memory)}
+    return _put("snapshot/create", {"snapshot_type": "Full", **files})
 
 
 def restore(taps: Sequence[str]) -> Request:

@@ -51,10 +51,17 @@ class Machine:
         self.jail = Jail(host, user)
         self.api = Api(host.loop, self.jail.directory)
 
-    async def boot(self, setup: Setup, guest: bodies.Guest, placement: Placement, deadline: float) -> None:
-        """Start the VMM, give it a machine and let that run. What is left of a failure is undone by ending the process
-        and :meth:`disconnect`."""
-        self._start(setup, placement, ())
+    async def boot(
+        self,
+        setup: Setup,
+        guest: bodies.Guest,
+        placement: Placement,
+        deadline: float,
+        files: tuple[int, ...] = (),
+    ) -> None:
+        """Start the VMM, give it a machine and let that run; ``files``: state and memory, open, for a snapshot of it.
+        What is left of a failure is undone by ending the process and :meth:`disconnect`."""
+        self._start(setup, placement, files)
         await self._until_listening(deadline)
         for request in bodies.boot(guest):
             await self.api.do(request, deadline)

@@ -22,8 +22,8 @@ from kuasar.backends.processes import HeldProcess, open_log
 from kuasar.backends.qemu.argv import Descriptors, build
 from kuasar.backends.qemu.facts import Setup
 from kuasar.backends.qemu.monitor import Monitor
-from kuasar.backends.qemu.template import Template
 from kuasar.backends.sockets import connect, listen
+from kuasar.backends.template import Template
 from kuasar.core import serial
 from kuasar.core.errors import BackendFailed, KuasarError
 from kuasar.core.threads import in_thread

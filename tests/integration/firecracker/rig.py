@@ -15,8 +15,8 @@ from kuasar.backends.base import ROOT, Nic, User
 from kuasar.backends.firecracker import bodies
 from kuasar.backends.firecracker.facts import Setup
 from kuasar.backends.firecracker.machine import Machine, Placement
+from kuasar.backends.making import MakerHost
 from kuasar.backends.processes import HeldProcess
-from kuasar.backends.qemu.maker import MakerHost
 from kuasar.core.aio import Loop
 
 PROGRAM = Path(__file__).parents[2] / "standins" / "firecracker.py"

@@ -187,7 +187,7 @@ def test_a_guest_that_never_listens_costs_the_deadline(rig: Rig) -> None:
         (bodies.swap("rw7", "empty"), "Device not found in the device manager"),
         (bodies.swap("rw0", "none"), r"Error manipulating the backing file: No such file .* none"),
         (bodies.Request("PUT", "vsock", {"guest_cid": 3, "uds_path": "v"}), "not supported after starting"),
-        (bodies.snapshot("s", "m"), "Operation not allowed"),
+        (bodies.snapshot(), "Operation not allowed"),
         (bodies.restore([]), "not supported after starting"),
         (bodies.Request("PATCH", "vm", {"colour": "red"}), "unknown field `colour`"),
         (bodies.Request("PUT", "drives/a-b", {"drive_id": "a-b", "is_root_device": False}), "alphanumeric"),
@@ -204,7 +204,7 @@ def test_nothing_that_is_for_later_goes_before_the_start(rig: Rig) -> None:
     binary = rig.stand_in(**faults(put_actions="fail"))
     with pytest.raises(BackendFailed, match="told to fail"):
         rig.boot(binary)
-    for request_ in (bodies.pause(), bodies.swap("rw0", "empty"), bodies.snapshot("s", "m")):
+    for request_ in (bodies.pause(), bodies.swap("rw0", "empty"), bodies.snapshot()):
         with pytest.raises(BackendFailed, match="not supported before starting"):
             rig.do(request_)
     with pytest.raises(BackendFailed, match="not allowed after configuring boot-specific resources"):

@@ -14,7 +14,7 @@ import pytest
 
 from kuasar.agent import kernel
 from kuasar.backends.firecracker.packing import Packed, Packer
-from kuasar.backends.qemu.maker import MakerHost
+from kuasar.backends.making import MakerHost
 from kuasar.core.aio import Loop
 from kuasar.core.errors import BackendFailed
 from tests.needs import ROOT

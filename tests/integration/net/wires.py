@@ -19,9 +19,9 @@ from kuasar.agent import network as inside
 from kuasar.agent.requests import Body
 from kuasar.core.aio import Loop
 from kuasar.core.namespaces import join_netns
+from kuasar.core.taps import close_all, open_tap
 from kuasar.workers import network
 from kuasar.workers.network import Network
-from kuasar.workers.taps import close_all, open_tap
 
 T = TypeVar("T")
 SECONDS = 30.0

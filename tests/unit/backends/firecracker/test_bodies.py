@@ -57,11 +57,11 @@ GOLDEN: dict[str, tuple[Request, Request]] = {
     "pause": (bodies.pause(), Request("PATCH", "vm", {"state": "Paused"})),
     "resume": (bodies.resume(), Request("PATCH", "vm", {"state": "Resumed"})),
     "snapshot": (
-        bodies.snapshot("state", "memory"),
+        bodies.snapshot(),
         Request(
             "PUT",
             "snapshot/create",
-            {"snapshot_type": "Full", "snapshot_path": "state", "mem_file_path": "memory"},
+            {"snapshot_type": "Full", "snapshot_path": "/proc/self/fd/7", "mem_file_path": "/proc/self/fd/8"},
         ),
     ),
     "restore": (
