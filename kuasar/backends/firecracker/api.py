@@ -22,10 +22,10 @@ class Api(Rest):
 
 
 def _words(data: bytes) -> str:
-    """Why it said no."""
-    text = data.decode(errors="replace").strip()
+    """Why it said no, in one line."""
+    text = data.decode(errors="replace")
     with suppress(ValueError):
         answer = json.loads(text)
         if isinstance(answer, dict) and isinstance(answer.get("fault_message"), str):
-            return str(answer["fault_message"])
-    return text
+            text = answer["fault_message"]
+    return " ".join(text.replace("\\\n", " ").split())

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from kuasar.backends.base import ROOT, User
 from tests.integration.firecracker.rig import Rig
+from tests.integration.net.wires import Namespace
 
 
 @pytest.fixture
@@ -32,3 +36,25 @@ def make_rig() -> Iterator[Callable[..., Rig]]:
 def rig(make_rig: Callable[..., Rig]) -> Rig:
     """One."""
     return make_rig()
+
+
+@pytest.fixture
+def pod() -> Iterator[Namespace]:
+    """A network namespace as CNI leaves it."""
+    made, beyond = Namespace("pod"), Namespace("beyond")
+    made.ip("link", "add", "eth0", "type", "veth", "peer", "name", "other")
+    made.ip("link", "set", "other", "netns", beyond.path)
+    made.ip("link", "set", "eth0", "up")
+    yield made
+    made.remove()
+    beyond.remove()
+
+
+@pytest.fixture
+def devices_for_all() -> Iterator[None]:
+    """As udev makes them on a node, for whoever is in the right group: /dev/kvm and /dev/net/tun."""
+    with ExitStack() as stack:
+        for path in filter(os.path.exists, ("/dev/kvm", "/dev/net/tun")):
+            stack.callback(os.chmod, path, stat.S_IMODE(os.stat(path).st_mode))
+            os.chmod(path, 0o666)
+        yield

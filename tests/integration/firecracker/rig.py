@@ -7,13 +7,13 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kuasar.backends.base import ROOT, Nic, User
+from kuasar.backends.base import ROOT, User
 from kuasar.backends.firecracker import bodies
 from kuasar.backends.firecracker.facts import Setup
+from kuasar.backends.firecracker.jail import Disk
 from kuasar.backends.firecracker.machine import Machine, Placement
 from kuasar.backends.making import MakerHost
 from kuasar.backends.processes import HeldProcess
@@ -22,6 +22,17 @@ from kuasar.core.aio import Loop
 PROGRAM = Path(__file__).parents[2] / "standins" / "firecracker.py"
 SOMEBODY = User(61200, 61200)
 """As whom a VMM may run."""
+REFUSALS = [
+    (bodies.swap("rw7", "empty"), "Unable to patch the block device: .*verify the request"),
+    (bodies.swap("rw0", "none"), r"Error manipulating the backing file: No such file .* none"),
+    (bodies.Request("PUT", "vsock", {"guest_cid": 3, "uds_path": "v"}), "not supported after starting"),
+    (bodies.snapshot(), "Create snapshot error: "),
+    (bodies.restore([]), "not supported after starting"),
+    (bodies.Request("PATCH", "vm", {"colour": "red"}), "unknown field `colour`"),
+    (bodies.Request("PUT", "drives/a-b", {"drive_id": "a-b", "is_root_device": False}), "alphanumeric"),
+    (bodies.Request("PUT", "nothing", {}), "Invalid request method and/or path"),
+]
+"""What a running machine is not asked for, and how Firecracker says no: the stand-in's words are the true program's."""
 
 
 def guest(**changes: Any) -> bodies.Guest:
@@ -41,6 +52,8 @@ class Rig:
         self.host = MakerHost(self.loop, str(directory))
         self.process = HeldProcess(self.host, "vmm")
         self.machine = Machine(self.host, self.process, user)
+        self.image = str(directory)
+        """Where kernel, initial memory disk and root disk are."""
         for name in ("vmlinux", "initrd", "root.erofs"):
             (directory / name).write_bytes(b"x" * 4096)
             (directory / name).chmod(0o644)
@@ -60,19 +73,48 @@ class Rig:
         path.chmod(0o755)
         return str(path)
 
-    def boot(self, binary: str, seconds: float = 60.0, netns: str = "", nics: Sequence[Nic] = ()) -> None:
-        setup = Setup(
+    def setup(self, binary: str) -> Setup:
+        return Setup(
             binary=binary,
             version="1.12.0",
-            kernel=str(self.directory / "vmlinux"),
-            initrd=str(self.directory / "initrd"),
-            root=str(self.directory / "root.erofs"),
+            kernel=f"{self.image}/vmlinux",
+            initrd=f"{self.image}/initrd",
+            root=f"{self.image}/root.erofs",
             image_digest="",
             command_line="console=ttyS0",
         )
-        placement = Placement(str(self.directory / "log"), str(self.directory / "console"), "", netns, self.user)
-        machine = guest(nics=tuple(nics))
-        self.loop.run(self.machine.boot(setup, machine, placement, time.monotonic() + seconds))
+
+    def placement(self, netns: str = "") -> Placement:
+        return Placement(str(self.directory / "log"), str(self.directory / "console"), "", netns, self.user)
+
+    def boot(
+        self,
+        binary: str,
+        seconds: float = 60.0,
+        netns: str = "",
+        machine: bodies.Guest | None = None,
+        files: tuple[int, ...] = (),
+    ) -> None:
+        deadline = time.monotonic() + seconds
+        setup, placement = self.setup(binary), self.placement(netns)
+        self.loop.run(self.machine.boot(setup, machine or guest(), placement, deadline, files))
+
+    def restore(self, binary: str, files: tuple[int, int], taps: tuple[str, ...], netns: str = "") -> None:
+        deadline = time.monotonic() + 60.0
+        self.loop.run(self.machine.restore(self.setup(binary), files, taps, self.placement(netns), deadline))
+
+    def fill(self, drive: str, path: Path, *, read_only: bool) -> Disk:
+        """Put a file into a drive."""
+        disk, keeper = self.machine.jail.add_disk("k1", str(path), read_only=read_only)
+        try:
+            self.do(bodies.swap(drive, disk.path))
+        finally:
+            os.close(keeper)
+        return disk
+
+    @property
+    def state(self) -> str:
+        return str(self.loop.run(self.machine.api.get(""))["state"])
 
     def do(self, request: bodies.Request) -> None:
         self.loop.run(self.machine.api.do(request, time.monotonic() + 60.0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from kuasar.backends.base import Nic
 from kuasar.backends.firecracker import bodies
 from kuasar.core.errors import BackendFailed, DeadlineExceeded, KuasarError, Unavailable
 from tests.deadline import eventually
-from tests.integration.firecracker.rig import SOMEBODY, Rig, faults, guest
+from tests.integration.firecracker.rig import REFUSALS, SOMEBODY, Rig, faults, guest
 from tests.integration.net.wires import Namespace, Record, plumb, unplumb
 from tests.needs import ROOT
 
@@ -43,11 +43,7 @@ def test_a_vmm_that_may_open_nothing_but_its_own(make_rig: Callable[..., Rig]) -
     image = rig.directory / "image"
     image.write_bytes(b"of a snapshotter".ljust(1 << 20, b"\0"))
     image.chmod(0o600)  # root's alone
-    disk, keeper = rig.machine.jail.add_disk("k1", str(image), read_only=False)
-    try:
-        rig.do(bodies.swap("rw0", disk.path))
-    finally:
-        os.close(keeper)
+    rig.fill("rw0", image, read_only=False)
     assert image.stat().st_uid == 0, "nothing of it has changed"
     assert "Running Firecracker" in (rig.directory / "log").read_text()
 
@@ -82,27 +78,7 @@ def test_a_disk_that_is_not_there_is_named(rig: Rig) -> None:
         rig.machine.jail.add_disk("k1", "/none", read_only=True)
 
 
-@pytest.fixture
-def pod() -> Iterator[Namespace]:
-    made, beyond = Namespace("pod"), Namespace("beyond")
-    made.ip("link", "add", "eth0", "type", "veth", "peer", "name", "other")
-    made.ip("link", "set", "other", "netns", beyond.path)
-    made.ip("link", "set", "eth0", "up")
-    yield made
-    made.remove()
-    beyond.remove()
-
-
-@pytest.fixture
-def tun_for_all() -> Iterator[None]:
-    """As udev makes it on a node."""
-    mode = stat.S_IMODE(os.stat("/dev/net/tun").st_mode)
-    os.chmod("/dev/net/tun", 0o666)
-    yield
-    os.chmod("/dev/net/tun", mode)
-
-
-@pytest.mark.usefixtures("tun_for_all")
+@pytest.mark.usefixtures("devices_for_all")
 def test_a_tap_is_opened_by_name_in_the_pod_s_network(make_rig: Callable[..., Rig], pod: Namespace) -> None:
     rig, record = make_rig(SOMEBODY), Record()
     plumbed = plumb(pod.path, "sandbox", record, 4, SOMEBODY.uid)
@@ -110,7 +86,7 @@ def test_a_tap_is_opened_by_name_in_the_pod_s_network(make_rig: Callable[..., Ri
     assert card.fds == []
     nic = Nic(card.name, card.mac, card.mtu, (), card.tap)
     try:
-        rig.boot(rig.stand_in(), netns=pod.path, nics=[nic])
+        rig.boot(rig.stand_in(), netns=pod.path, machine=guest(nics=(nic,)))
         assert os.readlink(f"/proc/{rig.process.pid}/ns/net") != os.readlink("/proc/self/ns/net")
         assert "LOWER_UP" in pod.ip("link", "show", card.tap), "somebody has it open"
         rig.end()
@@ -120,14 +96,15 @@ def test_a_tap_is_opened_by_name_in_the_pod_s_network(make_rig: Callable[..., Ri
     assert card.tap not in pod.ip("link", "show")
 
 
-@pytest.mark.usefixtures("tun_for_all")
+@pytest.mark.usefixtures("devices_for_all")
 def test_a_tap_of_somebody_else_is_refused_in_the_vmm_s_words(make_rig: Callable[..., Rig], pod: Namespace) -> None:
     rig, record = make_rig(SOMEBODY), Record()
     plumbed = plumb(pod.path, "sandbox", record, 1, SOMEBODY.uid + 1)
     (card,) = plumbed.interfaces
     try:
+        nic = Nic(card.name, card.mac, card.mtu, (), card.tap)
         with pytest.raises(BackendFailed, match=r"network-interfaces/nic0: .*Open tap device failed.*HTTP 400"):
-            rig.boot(rig.stand_in(), netns=pod.path, nics=[Nic(card.name, card.mac, card.mtu, (), card.tap)])
+            rig.boot(rig.stand_in(), netns=pod.path, machine=guest(nics=(nic,)))
     finally:
         unplumb(pod.path, record)
 
@@ -181,19 +158,7 @@ def test_a_guest_that_never_listens_costs_the_deadline(rig: Rig) -> None:
         rig.loop.run(rig.machine.open_channel(time.monotonic() + 0.3))
 
 
-@pytest.mark.parametrize(
-    ("request_", "words"),
-    [
-        (bodies.swap("rw7", "empty"), "Device not found in the device manager"),
-        (bodies.swap("rw0", "none"), r"Error manipulating the backing file: No such file .* none"),
-        (bodies.Request("PUT", "vsock", {"guest_cid": 3, "uds_path": "v"}), "not supported after starting"),
-        (bodies.snapshot(), "Operation not allowed"),
-        (bodies.restore([]), "not supported after starting"),
-        (bodies.Request("PATCH", "vm", {"colour": "red"}), "unknown field `colour`"),
-        (bodies.Request("PUT", "drives/a-b", {"drive_id": "a-b", "is_root_device": False}), "alphanumeric"),
-        (bodies.Request("PUT", "nothing", {}), "Invalid request method and/or path"),
-    ],
-)
+@pytest.mark.parametrize(("request_", "words"), REFUSALS)
 def test_what_the_vmm_refuses_is_told_in_its_words(rig: Rig, request_: bodies.Request, words: str) -> None:
     rig.boot(rig.stand_in())
     with pytest.raises(BackendFailed, match=words):
@@ -214,6 +179,6 @@ def test_nothing_that_is_for_later_goes_before_the_start(rig: Rig) -> None:
 def test_pause_and_resume(rig: Rig) -> None:
     rig.boot(rig.stand_in())
     rig.do(bodies.pause())
-    assert rig.loop.run(rig.machine.api.get(""))["state"] == "Paused"
+    assert rig.state == "Paused"
     rig.do(bodies.resume())
-    assert rig.loop.run(rig.machine.api.get(""))["state"] == "Running"
+    assert rig.state == "Running"
