@@ -203,16 +203,15 @@ keeper = {json.dumps(layout.run + "/keeper.sock")}
 {layout.settings or default_settings()}"""
 
 
-def default_settings(**binaries: str) -> str:
-    """All engines and sandboxers of the product's defaults, with what this checkout has built; ``binaries``: programs
-    to use instead, by the engine's kind."""
+def default_settings(**changes: dict[str, str | bool]) -> str:
+    """All engines and sandboxers of the product's defaults, with what this checkout has built; ``changes``: other
+    settings, by the engine's kind."""
     defaults = Config()
     tables = [
         f"[sandboxers.{name}]\nengine = {json.dumps(each.engine)}\n" for name, each in defaults.sandboxers.items()
     ]
     for name, engine in defaults.engines.items():
-        changes = {"binary": binaries[engine.kind]} if engine.kind in binaries else {}
-        tables.append(engine_settings(name, engine.kind, **changes))
+        tables.append(engine_settings(name, engine.kind, **changes.get(engine.kind, {})))
     return "".join(tables)
 
 

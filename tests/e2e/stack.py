@@ -26,10 +26,14 @@ KEPT_LOGS = f"{CHECKOUT}/.kuasar/e2e-logs"
 BROKEN = "kuasar-broken"
 """A sandboxer whose runtime binary does not exist."""
 
-BINARIES = {"qemu": os.environ["QEMU"]} if os.environ.get("QEMU") else {}
+QEMU: dict[str, dict[str, str | bool]] = {"qemu": {"binary": os.environ["QEMU"]}} if os.environ.get("QEMU") else {}
 """``QEMU=path``: another QEMU than the machine's (scripts/fetch-qemu10.sh)."""
 
-SETTINGS = f"""
+
+def _settings(data: str) -> str:
+    """The stack's; stand-ins take the place of VMMs that run no guest here."""
+    firecracker = stand_in(f"{data}/firecracker", "firecracker")
+    return f"""{default_settings(**QEMU, firecracker={"binary": firecracker, "vmm_user": "root"}, quark={"binary": str(QuarkProgram(Path(data)).path)})}
 [debug]
 failpoints = true
 [sandboxers.{BROKEN}]
@@ -40,14 +44,21 @@ binary = "/no/such/runtime"
 """
 
 
+def stand_in(path: str, name: str) -> str:
+    """A script at ``path`` that starts the stand-in of that name with the guest of the stand-ins behind it."""
+    lines = ["#!/bin/sh", "export STANDIN_GUEST=1", f'exec {sys.executable} {CHECKOUT}/tests/standins/{name}.py "$@"']
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("\n".join([*lines, ""]))
+    os.chmod(path, 0o755)
+    return path
+
+
 @contextmanager
 def start_stack() -> Iterator[Stack]:
     """A running stack with the test images imported; what it leaves behind at the end fails the session."""
     _stop_abandoned_stacks()
     data = tempfile.mkdtemp(prefix="kuasar-e2e-", dir="/var/tmp")
-    programs = {**BINARIES, "quark": str(QuarkProgram(Path(data)).path)}
-    settings = default_settings(**programs) + SETTINGS
-    stack = Stack(Layout(name=NAME, data=data, subnet=SUBNET, settings=settings))
+    stack = Stack(Layout(name=NAME, data=data, subnet=SUBNET, settings=_settings(data)))
     left: list[Leftover] = []
     try:
         stack.start()
