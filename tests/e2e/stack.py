@@ -33,7 +33,7 @@ QEMU: dict[str, dict[str, str | bool]] = {"qemu": {"binary": os.environ["QEMU"]}
 def _settings(data: str) -> str:
     """The stack's; stand-ins take the place of VMMs that run no guest here."""
     firecracker = stand_in(f"{data}/firecracker", "firecracker")
-    return f"""{default_settings(**QEMU, firecracker={"binary": firecracker, "vmm_user": "root"}, quark={"binary": str(QuarkProgram(Path(data)).path)})}
+    return f"""{default_settings(**QEMU, firecracker={"binary": firecracker, "vmm_user": "root", "template": False})}
 [debug]
 failpoints = true
 [sandboxers.{BROKEN}]

@@ -363,9 +363,11 @@ class Vmm:
             raise Refused(
                 "Create snapshot error: Cannot save the microVM state: Operation not allowed: save while running"
             )
-        for path, content in ((body["snapshot_path"], json.dumps(self._config)), (body["mem_file_path"], "memory")):
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(content)
+        with open(body["snapshot_path"], "w", encoding="utf-8") as file:
+            json.dump(self._config, file)
+        with open(body["mem_file_path"], "wb") as memory:
+            memory.write(b"memory")
+            memory.truncate(self._config["machine-config"]["mem_size_mib"] << 20)
 
     def _put_snapshot_load(self, _: str, body: dict[str, Any]) -> None:
         if self._config:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 from kuasar.agent import kernel
 from kuasar.core.aio import Loop
-from kuasar.core.cgroup import current
+from kuasar.core.cgroup import Hierarchies, current
 from kuasar.core.errors import DeadlineExceeded
 from kuasar.core.trees import mounts_below
 
@@ -28,7 +28,7 @@ DIRECTORY = "/run/kuasar"
 _NEWNS, _NEWCGROUP, _NEWUTS, _NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
 _NEWPID, _NEWNET = 0x20000000, 0x40000000
 _PR_SET_PDEATHSIG = 1
-_HOSTS = ("/run", "/var", "/tmp", "/mnt", "/work")
+_HOSTS = ("/sys", "/run", "/var", "/tmp", "/mnt", "/work")
 _POLL_SECONDS = 0.02
 _SECTOR = 512
 
@@ -37,6 +37,7 @@ def main() -> int:
     """Outside: the parent of the first process."""
     settings = json.loads(sys.argv[1])
     _die_with_parent()
+    _enter_unified()
     kernel.unshare(_NEWNS | _NEWCGROUP | _NEWUTS | _NEWIPC | _NEWPID | _NEWNET)
     pid = os.fork()
     if pid == 0:
@@ -45,6 +46,21 @@ def main() -> int:
     os.close(settings["listen"])
     _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status)
+
+
+def _enter_unified() -> None:
+    """On a hybrid host the VMM is in its cgroup of version 1 alone; what crun makes in the other one shall be there,
+    too."""
+    roots = current()
+    if not roots.controllers or not roots.unified:
+        return
+    with open("/proc/self/cgroup", encoding="ascii") as file:
+        paths = [line.strip().split(":", 2)[2] for line in file]
+    for path in paths:
+        if path != "/" and os.path.isdir(roots.unified + path):
+            with open(f"{roots.unified}{path}/cgroup.procs", "w", encoding="ascii") as file:
+                file.write("0")
+            return
 
 
 def _be_first(settings: dict[str, Any]) -> NoReturn:
@@ -94,7 +110,7 @@ class _Machine:
 
 def _mount_all() -> None:
     """As ``guest/pid1/machine.py`` does, over this host's root; nothing of the host's mounts is held."""
-    roots = dict(current().controllers)
+    roots = current()
     kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
     for top in _HOSTS:
         for path in mounts_below(top):
@@ -107,20 +123,21 @@ def _mount_all() -> None:
     # Of this network namespace, and read-only: nothing here may change this host.
     kernel.mount("sysfs", "/sys", "sysfs", flags | kernel.MS_NOEXEC | kernel.MS_RDONLY)
     _mount_cgroups(roots)
+    current.cache_clear()
     kernel.mount("devpts", "/dev/pts", "devpts", kernel.MS_NOSUID, "newinstance,gid=0,mode=0620,ptmxmode=0666")
     if os.path.isdir("/dev/mqueue"):
         kernel.mount("mqueue", "/dev/mqueue", "mqueue", flags)
 
 
-def _mount_cgroups(roots: dict[str, str]) -> None:
+def _mount_cgroups(roots: Hierarchies) -> None:
     """The hierarchies as they are seen from the VMM's own cgroup."""
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-    if not roots:
+    if not roots.controllers:
         kernel.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", flags)
         return
     kernel.mount("tmpfs", "/sys/fs/cgroup", "tmpfs", flags, "mode=0755")
     by_root: dict[str, list[str]] = {}
-    for controller, root in roots.items():
+    for controller, root in roots.controllers.items():
         by_root.setdefault(root, []).append(controller)
     for root, controllers in by_root.items():
         target = f"/sys/fs/cgroup/{os.path.basename(root)}"
@@ -131,7 +148,7 @@ def _mount_cgroups(roots: dict[str, str]) -> None:
 
 def _replace_hardware(here: int) -> None:
     """Disks are what the VMM says, looked at again and again; the clock is this host's."""
-    from kuasar.agent.guest import disks, uevents
+    from kuasar.agent.guest import disks, rest, uevents
 
     def known() -> dict[str, Any]:
         fd = os.open("disks.json", os.O_RDONLY | os.O_CLOEXEC, dir_fd=here)
@@ -160,6 +177,7 @@ def _replace_hardware(here: int) -> None:
     disks._serial_of = lambda name: next((key for key, each in known().items() if each["name"] == name), "")
     disks.is_read_only = lambda device: bool(by_name(os.path.basename(device)).get("read_only"))
     uevents.Uevents.until = until  # type: ignore[method-assign]  # no device of a machine is told of here
+    rest.rest = lambda: 0  # the memory is this host's, too: nothing is filled with zeros here
     time.clock_settime_ns = _leave_clock  # type: ignore[assignment]  # this host's clock is right
 
 
