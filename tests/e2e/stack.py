@@ -16,6 +16,8 @@ from scripts.layout import CHECKOUT, Layout, default_settings
 from scripts.leftovers import Leftover
 from scripts.stack import Stack
 from tests.e2e.images import wasm_modules
+from tests.standins.guest.server import running_hardware
+from tests.standins.install import install
 from tests.standins.quark_host import QuarkProgram
 
 # sessions of several checkouts may run at a time: names and addresses go by our pid (at most 7 digits)
@@ -30,10 +32,16 @@ QEMU: dict[str, dict[str, str | bool]] = {"qemu": {"binary": os.environ["QEMU"]}
 """``QEMU=path``: another QEMU than the machine's (scripts/fetch-qemu10.sh)."""
 
 
-def _settings(data: str) -> str:
-    """The stack's; stand-ins take the place of VMMs that run no guest here."""
-    firecracker = stand_in(f"{data}/firecracker", "firecracker")
-    return f"""{default_settings(**QEMU, firecracker={"binary": firecracker, "vmm_user": "root", "template": False})}
+def _settings(data: str, hardware: str) -> str:
+    """The stack's; stand-ins take the place of VMMs that run no guest here, on this ``hardware``."""
+    words = {"STANDIN_HARDWARE": hardware}
+    firecracker = install("firecracker", Path(data, "standins", "firecracker"), settings=words)
+    changes: dict[str, dict[str, str | bool]] = {
+        **QEMU,
+        "firecracker": {"binary": firecracker, "vmm_user": "root", "template": False},
+        "quark": {"binary": str(QuarkProgram(Path(data)).path)},
+    }
+    return f"""{default_settings(**changes)}
 [debug]
 failpoints = true
 [sandboxers.{BROKEN}]
@@ -44,21 +52,17 @@ binary = "/no/such/runtime"
 """
 
 
-def stand_in(path: str, name: str) -> str:
-    """A script at ``path`` that starts the stand-in of that name with the guest of the stand-ins behind it."""
-    lines = ["#!/bin/sh", "export STANDIN_GUEST=1", f'exec {sys.executable} {CHECKOUT}/tests/standins/{name}.py "$@"']
-    with open(path, "w", encoding="utf-8") as file:
-        file.write("\n".join([*lines, ""]))
-    os.chmod(path, 0o755)
-    return path
-
-
 @contextmanager
 def start_stack() -> Iterator[Stack]:
     """A running stack with the test images imported; what it leaves behind at the end fails the session."""
     _stop_abandoned_stacks()
     data = tempfile.mkdtemp(prefix="kuasar-e2e-", dir="/var/tmp")
-    stack = Stack(Layout(name=NAME, data=data, subnet=SUBNET, settings=_settings(data)))
+    with running_hardware() as hardware:
+        yield from _run(Stack(Layout(name=NAME, data=data, subnet=SUBNET, settings=_settings(data, hardware))))
+
+
+def _run(stack: Stack) -> Iterator[Stack]:
+    data = stack.layout.data
     left: list[Leftover] = []
     try:
         stack.start()

@@ -8,8 +8,8 @@ from where it runs. Every request is appended as a line of JSON to the file name
 with a reason), ``hang``, ``die`` (in the middle of the request), ``garble`` (no HTTP), ``truncate`` (half an answer).
 ``start``: ``die`` or ``hang`` before the socket is there.
 
-The guest is the shared one of the stand-ins (``tests/standins/guest``) where ``STANDIN_GUEST`` is set; else nobody
-listens behind the machine's vsock.
+The guest is the shared one of the stand-ins (``tests/standins/guest``) where ``STANDIN_HARDWARE`` names the socket of
+its hardware; else nobody listens behind the machine's vsock.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 VERSION = "1.12.0"
 MOST_DEVICES = 17
+SNAPSHOT_AGE_NS = 3600 * 10**9
+"""By how much the clock of a guest is behind that goes on from a snapshot."""
 _NAMES_ITS_DRIVE = re.compile(r"[A-Za-z0-9_]+")
 _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
@@ -88,14 +89,16 @@ class Refused(Exception):
 class Machine(Protocol):
     """The guest behind the VMM, as the shared one of the stand-ins is."""
 
-    def boot(self, command_line: str, disks: list[dict[str, Any]]) -> None: ...
-    def connect(self, port: int) -> socket.socket: ...
-    def plug_nic(self, mac: str, mtu: int, taps: list[int]) -> None: ...
-    def plug_disk(self, serial: str, path: str, read_only: bool) -> None: ...
+    def boot(
+        self, command_line: str, root: int, console: int, vcpus: int, memory: int, clock_offset_ns: int
+    ) -> None: ...
+    def connect(self, port: int) -> socket.socket | None: ...
+    def plug_nic(self, mac: str, mtu: int, taps: Sequence[int]) -> None: ...
+    def plug_disk(self, name: str, disk: int, read_only: bool) -> None: ...
     def unplug(self, name: str) -> None: ...
-    def wait(self) -> int: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...
+    def wait(self) -> str: ...
 
 
 def check(fields: Fields, body: Any) -> dict[str, Any]:
@@ -132,7 +135,7 @@ class Drive:
         self.is_root = body["is_root_device"]
         self.read_only = body.get("is_read_only", False)
         self.path = ""
-        self._fd = -1
+        self.fd = -1
         self.put(body.get("path_on_host", ""), "Unable to create the virtio block device")
 
     def put(self, path: str, doing: str) -> None:
@@ -140,9 +143,9 @@ class Drive:
         try:
             fd = _open(path, not self.read_only)
             self.size = os.lseek(fd, 0, os.SEEK_END) // 512 * 512
-            if self._fd >= 0:
-                os.close(self._fd)
-            self._fd = fd
+            if self.fd >= 0:
+                os.close(self.fd)
+            self.fd = fd
         except OSError as exc:
             words = f"Error manipulating the backing file: {exc.strerror} (os error {exc.errno}) {path}"
             raise Refused(f"Drive config error: {doing}: Virtio backend error: {words}") from exc
@@ -156,8 +159,9 @@ class Drive:
 class Vsock:
     """Hybrid vsock: a line asks for a port of the guest, and the connection is the port's from then on."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, lock: threading.Lock) -> None:
         self.machine: Machine | None = None
+        self._lock = lock
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._listener.bind(path)
@@ -183,9 +187,9 @@ class Vsock:
             command, _, port = line.strip().partition(b" ")
             if command != b"CONNECT" or not port.isdigit() or self.machine is None:
                 return  # the VMM just hangs up
-            try:
+            with self._lock:
                 agent = self.machine.connect(int(port))
-            except OSError:
+            if agent is None:
                 return
             with agent:
                 sock.sendall(b"OK 1073741824\n")
@@ -239,6 +243,8 @@ class Vmm:
         self._drives: dict[str, Drive] = {}
         self._nics: dict[str, dict[str, Any]] = {}
         self._vsock: Vsock | None = None
+        self._lock = threading.Lock()
+        """Held by who asks the guest for something."""
 
     def call(self, method: str, path: str, body: Any) -> Any:
         """The answer, or :class:`Refused`."""
@@ -295,7 +301,7 @@ class Vmm:
     def _put_vsock(self, _: str, body: dict[str, Any]) -> None:
         if body["guest_cid"] < 3:
             raise Refused("Vsock config error: Cannot create vsock device: invalid CID")
-        self._vsock = Vsock(body["uds_path"])
+        self._vsock = Vsock(body["uds_path"], self._lock)
         self._config["vsock"] = body
 
     def _put_entropy(self, _: str, body: dict[str, Any]) -> None:
@@ -311,27 +317,33 @@ class Vmm:
             raise Refused("Start microvm error: Could not attach device: no more interrupts are available")
         self._start()
 
-    def _start(self) -> None:
-        drives = sorted(self._drives.values(), key=lambda drive: not drive.is_root)
-        disks = [
-            {"serial": drive.serial, "path": drive.path, "read_only": drive.read_only}
-            for drive in drives
-            if drive.size or drive.is_root
-        ]
-        self._machine = self._make_machine()
-        if self._machine is not None:
-            words = self._config["boot-source"]["boot_args"] + " pci=off root=/dev/vda ro"
-            for nic in self._nics.values():
-                self._machine.plug_nic(nic["mac"], 0, [nic["tap"]])
-            self._machine.boot(words, disks)
-            threading.Thread(target=self._end_with, args=[self._machine], daemon=True).start()
+    def _start(self, clock_offset_ns: int = 0) -> None:
+        machine = self._machine = self._make_machine()
+        if machine is not None:
+            with self._lock:
+                self._boot(machine, clock_offset_ns)
+            threading.Thread(target=self._end_with, args=[machine], daemon=True).start()
         if self._vsock is not None:
-            self._vsock.machine = self._machine
+            self._vsock.machine = machine
         self.state = "Running"
 
+    def _boot(self, machine: Machine, clock_offset_ns: int) -> None:
+        (root,) = [drive for drive in self._drives.values() if drive.is_root]
+        for drive in self._drives.values():
+            if drive.size and not drive.is_root:
+                machine.plug_disk(drive.serial, drive.fd, drive.read_only)
+        for nic in self._nics.values():
+            machine.plug_nic(nic["mac"], 0, [nic["tap"]])
+        words = self._config["boot-source"]["boot_args"] + " pci=off root=/dev/vda ro"
+        size = self._config["machine-config"]
+        machine.boot(words, root.fd, 1, size["vcpu_count"], size["mem_size_mib"] << 20, clock_offset_ns)
+
     def _end_with(self, machine: Machine) -> None:
-        """A guest that resets its machine ends the program."""
-        machine.wait()
+        """A guest that resets its machine ends the program; one that powers off halts it for ever, as it does under
+        Firecracker."""
+        how = machine.wait()
+        while how == "power-off":
+            time.sleep(3600)
         os._exit(0)
 
     # -- afterwards ----------------------------------------------------------------------------------------------------
@@ -346,16 +358,18 @@ class Vmm:
         before = drive.serial if drive.size else ""
         drive.put(body["path_on_host"], doing)
         if self._machine is not None:
-            if before:
-                self._machine.unplug(before)
-            if drive.size:
-                self._machine.plug_disk(drive.serial, os.path.abspath(drive.path), drive.read_only)
+            with self._lock:
+                if before:
+                    self._machine.unplug(before)
+                if drive.size:
+                    self._machine.plug_disk(drive.serial, drive.fd, drive.read_only)
 
     def _patch_vm(self, _: str, body: dict[str, Any]) -> None:
         if body["state"] not in ("Paused", "Resumed"):
             raise Refused("An error occurred when deserializing the json body of a request: unknown variant.")
         if self._machine is not None:
-            (self._machine.pause if body["state"] == "Paused" else self._machine.resume)()
+            with self._lock:
+                (self._machine.pause if body["state"] == "Paused" else self._machine.resume)()
         self.state = "Paused" if body["state"] == "Paused" else "Running"
 
     def _put_snapshot_create(self, _: str, body: dict[str, Any]) -> None:
@@ -391,7 +405,7 @@ class Vmm:
                 self.call("PUT", f"/{endpoint}", each)
         if others:
             raise Refused("Load snapshot error: Failed to restore from snapshot: Unknown Network Device.")
-        self._start()
+        self._start(clock_offset_ns=-SNAPSHOT_AGE_NS)
         if not body.get("resume_vm"):
             self._patch_vm("", {"state": "Paused"})
 
@@ -493,13 +507,13 @@ def options(argv: list[str]) -> dict[str, str]:
 
 
 def make_machine() -> Machine | None:
-    """The shared guest, if it is wanted."""
-    if not os.environ.get("STANDIN_GUEST"):
+    """The shared guest, if there is hardware for it."""
+    hardware = os.environ.get("STANDIN_HARDWARE", "")
+    if not hardware:
         return None
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-    from tests.standins.guest.guest import Guest
+    from tests.standins.guest.client import Guest
 
-    return Guest("guest")
+    return Guest(hardware)
 
 
 def main(argv: list[str]) -> int:

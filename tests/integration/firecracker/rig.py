@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,8 @@ from kuasar.backends.firecracker.machine import Machine, Placement
 from kuasar.backends.making import MakerHost
 from kuasar.backends.processes import HeldProcess
 from kuasar.core.aio import Loop
+from tests.standins.install import install
 
-PROGRAM = Path(__file__).parents[2] / "standins" / "firecracker.py"
 SOMEBODY = User(61200, 61200)
 """As whom a VMM may run."""
 REFUSALS = [
@@ -37,7 +35,7 @@ REFUSALS = [
 
 def guest(**changes: Any) -> bodies.Guest:
     """A small machine."""
-    made = {"command_line": "console=ttyS0", "vcpus": 1, "memory_bytes": 128 << 20}
+    made = {"command_line": "console=ttyS0 kuasar.end=reboot", "vcpus": 1, "memory_bytes": 128 << 20}
     return bodies.Guest(**{**made, "read_only_drives": 2, "writable_drives": 1, **changes})
 
 
@@ -65,13 +63,9 @@ class Rig:
         return Path(self.machine.jail.directory)
 
     def stand_in(self, **settings: str) -> str:
-        """Path of the stand-in; a program of ours starts with no environment, so its settings are in a script."""
-        path = self.directory / "firecracker"
+        """Path of the stand-in, with these settings."""
         words = {"STANDIN_JOURNAL": str(self.directory / "journal"), **settings}
-        lines = [f"export {name}={shlex.quote(value)}" for name, value in words.items()]
-        path.write_text("\n".join(["#!/bin/sh", *lines, f'exec {sys.executable} {PROGRAM} "$@"', ""]))
-        path.chmod(0o755)
-        return str(path)
+        return install("firecracker", self.directory / "program", settings=words)
 
     def setup(self, binary: str) -> Setup:
         return Setup(

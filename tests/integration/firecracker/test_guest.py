@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +17,25 @@ from kuasar.backends.firecracker.drives import Drives
 from kuasar.core.errors import ResourceExhausted
 from tests.integration.firecracker.rig import Rig, guest
 from tests.integration.net.wires import Namespace, Record, plumb, unplumb
-from tests.needs import ROOT
+from tests.needs import GUEST_IMAGE, IMAGE, ROOT
+from tests.standins.guest.server import running_hardware
 
-pytestmark = [ROOT, pytest.mark.skipif(shutil.which("crun") is None, reason="crun is not installed")]
+pytestmark = [ROOT, IMAGE]
+
+
+@pytest.fixture
+def hardware() -> Iterator[str]:
+    """What guests are made of."""
+    with running_hardware() as path:
+        yield path
+
+
+@pytest.fixture
+def rig(make_rig: Callable[..., Rig]) -> Rig:
+    """A machine that boots the guest image."""
+    made = make_rig()
+    made.image = str(GUEST_IMAGE)
+    return made
 
 
 @pytest.fixture
@@ -41,8 +56,10 @@ def call(rig: Rig, client: AgentClient, op: str, body: Mapping[str, Any] | None 
     return rig.loop.run(client.call(op, dict(body or {}), deadline=time.monotonic() + 60.0))
 
 
-def test_the_agent_answers_and_its_end_is_the_machine_s(rig: Rig, agent_of: Callable[[Rig], AgentClient]) -> None:
-    rig.boot(rig.stand_in(STANDIN_GUEST="1"))
+def test_the_agent_answers_and_its_end_is_the_machine_s(
+    rig: Rig, hardware: str, agent_of: Callable[[Rig], AgentClient]
+) -> None:
+    rig.boot(rig.stand_in(STANDIN_HARDWARE=hardware))
     for _ in range(2):  # a successor connects anew
         client = agent_of(rig)
         assert call(rig, client, "info")["containers"] == []
@@ -58,15 +75,17 @@ def test_the_agent_answers_and_its_end_is_the_machine_s(rig: Rig, agent_of: Call
     assert "kuasar-guest: end: the agent exited with 0" in (rig.directory / "console").read_text()
 
 
-def test_a_vmm_that_is_killed_takes_its_guest_along(rig: Rig, agent_of: Callable[[Rig], AgentClient]) -> None:
-    rig.boot(rig.stand_in(STANDIN_GUEST="1"))
+def test_a_vmm_that_is_killed_takes_its_guest_along(
+    rig: Rig, hardware: str, agent_of: Callable[[Rig], AgentClient]
+) -> None:
+    rig.boot(rig.stand_in(STANDIN_HARDWARE=hardware))
     agent_of(rig)
     rig.end()
     assert not rig.jail.exists()
 
 
-def test_drives_are_filled_and_emptied(rig: Rig, agent_of: Callable[[Rig], AgentClient]) -> None:
-    rig.boot(rig.stand_in(STANDIN_GUEST="1"))
+def test_drives_are_filled_and_emptied(rig: Rig, hardware: str, agent_of: Callable[[Rig], AgentClient]) -> None:
+    rig.boot(rig.stand_in(STANDIN_HARDWARE=hardware))
     client = agent_of(rig)
     rig.host.remember(drive_counts=(2, 1), drives={})
 
@@ -97,7 +116,7 @@ def test_drives_are_filled_and_emptied(rig: Rig, agent_of: Callable[[Rig], Agent
 
 
 def test_frames_of_the_guest_s_card_reach_the_pod_s_wire(
-    rig: Rig, pod: Namespace, agent_of: Callable[[Rig], AgentClient]
+    rig: Rig, hardware: str, pod: Namespace, agent_of: Callable[[Rig], AgentClient]
 ) -> None:
     pod.ip("address", "add", "10.77.0.2/24", "dev", "eth0")
     record = Record()
@@ -105,7 +124,7 @@ def test_frames_of_the_guest_s_card_reach_the_pod_s_wire(
     (card,) = plumbed.interfaces
     try:
         nic = Nic(card.name, card.mac, card.mtu, (), card.tap)
-        rig.boot(rig.stand_in(STANDIN_GUEST="1"), netns=pod.path, machine=guest(nics=(nic,)))
+        rig.boot(rig.stand_in(STANDIN_HARDWARE=hardware), netns=pod.path, machine=guest(nics=(nic,)))
         client = agent_of(rig)
         made = call(rig, client, "network", plumbed.to_wire())["interfaces"]
         assert [(each["name"], each["mac"]) for each in made] == [("eth0", card.mac)]

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -22,16 +21,15 @@ from kuasar.backends.firecracker import bodies
 from kuasar.core.errors import KuasarError, Unimplemented
 from tests import needs
 from tests.integration.net.wires import Namespace
-from tests.integration.workers.rig import CHECKOUT, Rig, run, started
+from tests.integration.workers.rig import Rig, run, started
+from tests.standins.guest.server import running_hardware
+from tests.standins.install import install
 
 pytestmark = [
     needs.ROOT,
     needs.IMAGE,
-    pytest.mark.skipif(
-        shutil.which("crun") is None or shutil.which("mkfs.erofs") is None, reason="crun or mkfs.erofs is not installed"
-    ),
+    pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="mkfs.erofs is not installed (package erofs-utils)"),
 ]
-STAND_IN = CHECKOUT / "tests" / "standins" / "firecracker.py"
 START = [f"{each.method} /{each.endpoint}" for each in bodies.boot(bodies.Guest("", 1, 1 << 27, 2, 2))]
 
 
@@ -50,21 +48,6 @@ def namespace() -> Iterator[Namespace]:
         beyond.remove()
 
 
-def stand_in(directory: Path, faults: dict[str, str] | None = None, **settings: str) -> str:
-    """A script that starts the stand-in with its guest."""
-    path = directory / "firecracker"
-    words = {
-        "STANDIN_GUEST": "1",
-        "STANDIN_JOURNAL": f"{directory}/journal",
-        "STANDIN_FAULTS": json.dumps(faults or {}),
-        **settings,
-    }
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in words.items()]
-    path.write_text("\n".join(["#!/bin/sh", *lines, f'exec {sys.executable} {STAND_IN} "$@"', ""]))
-    path.chmod(0o755)
-    return str(path)
-
-
 class Pod(Rig):
     """The rig of a pod, and its worker."""
 
@@ -74,24 +57,31 @@ class Pod(Rig):
 @asynccontextmanager
 async def pod_of(namespace: Namespace, faults: dict[str, str] | None = None, **settings: Any) -> AsyncIterator[Pod]:
     """A rig with a worker whose pod is created. ``settings`` of the engine."""
-    async with started(Pod) as r:
-        values = {
-            "kind": "firecracker",
-            "binary": stand_in(r.root, faults),
-            "image": str(needs.GUEST_IMAGE),
-            "cache_dir": f"{r.root}/cache/fc",
-            "template": False,
-            "vmm_user": "root",
-            **settings,
-        }
-        table = "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
-        r.config.write_text(f"{r.config.read_text()}\n[engines.fc]\n{table}")
-        r.seconds = 60.0
-        await r.start_zygote()
-        r.worker, _ = await r.start_worker()
-        pod = {"name": "pod1", "hostname": "pod1", "cgroup_parent": f"/kuasar-test-{os.getpid()}"}
-        await r.create(engine="fc", netns=namespace.path, config=pod)
-        yield r
+    with running_hardware() as hardware:
+        async with started(Pod) as r:
+            yield await made(r, namespace, hardware, faults or {}, settings)
+
+
+async def made(r: Pod, namespace: Namespace, hardware: str, faults: dict[str, str], settings: dict[str, Any]) -> Pod:
+    """``r`` with its pod."""
+    words = {"STANDIN_HARDWARE": hardware, "STANDIN_FAULTS": json.dumps(faults)}
+    values = {
+        "kind": "firecracker",
+        "binary": install("firecracker", r.root / "program", settings=words),
+        "image": str(needs.GUEST_IMAGE),
+        "cache_dir": f"{r.root}/cache/fc",
+        "template": False,
+        "vmm_user": "root",
+        **settings,
+    }
+    table = "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+    r.config.write_text(f"{r.config.read_text()}\n[engines.fc]\n{table}")
+    r.seconds = 60.0
+    await r.start_zygote()
+    r.worker, _ = await r.start_worker()
+    pod = {"name": "pod1", "hostname": "pod1", "cgroup_parent": f"/kuasar-test-{os.getpid()}"}
+    await r.create(engine="fc", netns=namespace.path, config=pod)
+    return r
 
 
 async def gone(r: Rig, namespace: Namespace) -> None:
