@@ -261,3 +261,68 @@ def test_what_there_is_not_is_refused_by_capability(namespace: Namespace, tmp_pa
             await gone(r, namespace)
 
     run(scenario(), seconds=120)
+
+
+STEPS = (
+    ("start.files", 0),
+    ("record.cgroup", 0),
+    ("start.cgroup", 0),
+    ("record.tap", 0),
+    ("record.ingress", 0),
+    ("start.network", 0),
+    ("start.setup", 0),
+    ("record.mount", 0),
+    ("process.vmm.forked", 0),
+    ("process.vmm.recorded", 0),
+    ("start.vmm", 0),
+    ("start.launch", 0),
+    ("start.agent", 0),
+    ("start.identity", 0),
+    ("start.devices", 0),
+    ("start.addresses", 0),
+    ("start.copies", 0),
+    ("start.setup", 1),
+)
+"""(point, hits that pass) in the order of a start."""
+
+
+def test_every_step_of_a_start_fails(namespace: Namespace) -> None:
+    async def scenario() -> None:
+        async with pod_of(namespace) as r:
+            for step, passing in STEPS:
+                r.arm(step, f"error skip={passing} times=1")
+                with pytest.raises(KuasarError, match=f"failpoint {step}"):
+                    await r.call("sandbox.start")
+                r.disarm(step)
+                await r.nothing_held()
+                assert left_in(namespace) == [], step
+                assert (await r.call("sandbox.status", key="", verbose=False))["state"] == "created"
+            await r.call("sandbox.start")
+            await gone(r, namespace)
+
+    run(scenario(), seconds=300)
+
+
+def test_the_worker_dies_at_every_step_of_a_start(namespace: Namespace) -> None:
+    """One start, asked for once, over all these deaths: each successor frees what there is and begins anew."""
+
+    async def scenario() -> None:
+        async with pod_of(namespace) as r:
+            worker = r.worker
+            r.arm(STEPS[0][0], f"kill skip={STEPS[0][1]} times=1")
+            r.seconds = 280.0
+            starting = asyncio.create_task(r.call("sandbox.start"))
+            for index, (step, _) in enumerate(STEPS):
+                await r.until(lambda worker=worker: worker.poll() is not None, seconds=60.0)
+                assert r.hits(step), f"died before {step}"
+                r.disarm(step)
+                if index + 1 < len(STEPS):
+                    following, passing = STEPS[index + 1]
+                    r.arm(following, f"kill skip={passing} times=1")
+                worker, hello = await r.start_worker()
+                assert hello.state == "created", step
+            pid = (await starting)["pid"]
+            assert pid in r.machine_processes()
+            await gone(r, namespace)
+
+    run(scenario(), seconds=300)
