@@ -12,10 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from kuasar.workers.taps import close_all, open_tap
 
 from kuasar.agent import kernel
 from kuasar.core.errors import DeadlineExceeded
+from kuasar.core.taps import close_all, open_tap
 from tests.integration.net.wires import Namespace
 from tests.integration.standins.conftest import SECONDS, Rig
 from tests.needs import IMAGE, ROOT
