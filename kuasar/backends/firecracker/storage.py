@@ -98,7 +98,10 @@ def _volume(mount: dict[str, Any], source: str, index: int) -> dict[str, Any]:
     """A directory that may be written, where that is possible: memory of the guest instead of an emptyDir."""
     match = EMPTY_DIR.search(source)
     if match is None:
-        raise refused(f"mounts[{index}].source", f"{source} is a directory that the container may write")
+        raise refused(
+            f"mounts[{index}].source",
+            f"{source} is a directory that the container may write, at {mount.get('destination')}",
+        )
     kept = [option for option in mount.get("options") or [] if option in ("rw", "nosuid", "nodev", "noexec")]
     return {**mount, "type": "tmpfs", "source": f"volume:{match[1]}", "options": kept}
 
@@ -106,8 +109,8 @@ def _volume(mount: dict[str, Any], source: str, index: int) -> dict[str, Any]:
 def refused(field: str, what: str) -> KuasarError:
     """The error for what would need a directory in common, with the ways out."""
     return Unimplemented(
-        f"{field}: {what}, and a Firecracker machine shares no directory with its host: mount it read-only (it is "
-        "copied), use an emptyDir or a block volume, or another engine",
+        f"{field}: {what}, and no directory of a Firecracker machine is shared with its host: mount it read-only (it "
+        "is copied), use an emptyDir or a block volume, or another engine",
         engine="firecracker",
         capability="shared-directory",
         field=field,
