@@ -9,8 +9,9 @@ set -eu
 # busybox-static: the test images    make: this project's commands    ca-certificates: package indexes
 # qemu-system-x86: the microVM engine; its qemu-system-common has virtiofsd    debian-archive-keyring: packages of the guest image
 # e2fsprogs: disks of the tests, and what containerd's blockfile snapshotter copies
+# erofs-utils: packs root file systems of directories for machines that share nothing (Firecracker)
 PACKAGES="python3 python3-venv runc crun containernetworking-plugins iproute2 busybox-static make ca-certificates
-    qemu-system-x86 debian-archive-keyring e2fsprogs"
+    qemu-system-x86 debian-archive-keyring e2fsprogs erofs-utils"
 
 missing=
 for package in $PACKAGES; do

@@ -21,6 +21,7 @@ GUEST_IMAGE = f"{CHECKOUT}/.kuasar/guest/image"
 MACHINE_CACHE = f"{CHECKOUT}/.kuasar/qemu"
 """Templates of machines, for all stacks of this checkout."""
 _OURS: dict[str, dict[str, str]] = {
+    "firecracker": {"image": GUEST_IMAGE},
     "gvisor": {"binary": f"{CHECKOUT}/.kuasar/runsc/usr/bin/runsc"},
     "qemu": {"image": GUEST_IMAGE, "cache_dir": MACHINE_CACHE},
     "wasmedge": {"binary": f"{CHECKOUT}/.kuasar/wasmedge/usr/bin/wasmedge"},
@@ -204,16 +205,15 @@ keeper = {json.dumps(layout.run + "/keeper.sock")}
 {layout.settings or default_settings()}"""
 
 
-def default_settings(**binaries: str) -> str:
-    """All engines and sandboxers of the product's defaults, with what this checkout has built; ``binaries``: programs
-    to use instead, by the engine's kind."""
+def default_settings(**changes: dict[str, str | bool]) -> str:
+    """All engines and sandboxers of the product's defaults, with what this checkout has built; ``changes``: other
+    settings, by the engine's kind."""
     defaults = Config()
     tables = [
         f"[sandboxers.{name}]\nengine = {json.dumps(each.engine)}\n" for name, each in defaults.sandboxers.items()
     ]
     for name, engine in defaults.engines.items():
-        changes = {"binary": binaries[engine.kind]} if engine.kind in binaries else {}
-        tables.append(engine_settings(name, engine.kind, **changes))
+        tables.append(engine_settings(name, engine.kind, **changes.get(engine.kind, {})))
     return "".join(tables)
 
 

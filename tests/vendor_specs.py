@@ -33,6 +33,23 @@ def validate(spec: Any, endpoint: str, body: Any) -> None:
     jsonschema.Draft4Validator({**schema, "components": {"schemas": components}}).validate(body)
 
 
+def validate_swagger(spec: Any, method: str, endpoint: str, body: Any) -> None:
+    """As :func:`validate`, for a description of the older form (Swagger 2.0) and any method."""
+    (path,) = [path for path in spec["paths"] if _matches(path, f"/{endpoint}")]
+    parameters = spec["paths"][path][method.lower()].get("parameters", [])
+    (schema,) = [parameter["schema"] for parameter in parameters if parameter["in"] == "body"]
+    definitions = {name: _closed(each) for name, each in spec["definitions"].items()}
+    jsonschema.Draft4Validator({**schema, "definitions": definitions}).validate(body)
+
+
+def _matches(path: str, endpoint: str) -> bool:
+    """Whether a path with parameters (``/drives/{drive_id}``) stands for ``endpoint``."""
+    wanted, given = path.split("/"), endpoint.split("/")
+    return len(wanted) == len(given) and all(
+        part == each or part.startswith("{") for part, each in zip(wanted, given, strict=True)
+    )
+
+
 def _closed(schema: Any) -> Any:
     """Without room for fields that it does not name."""
     if schema.get("type") == "object" and "properties" in schema and "additionalProperties" not in schema:

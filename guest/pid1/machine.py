@@ -32,7 +32,7 @@ _CGROUP = "/sys/fs/cgroup"
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 _INTERFACE_REQUEST = "16sh22x"
-_RB_POWER_OFF = 0x4321FEDC
+_RB_POWER_OFF, _RB_AUTOBOOT = 0x4321FEDC, 0x01234567
 
 
 def say(text: str) -> None:
@@ -113,11 +113,15 @@ def give_memory_back() -> None:
 
 
 def power_off(reason: str) -> None:
-    """Say why, write back what is dirty, switch the machine off. Does not return."""
+    """Say why, write back what is dirty, switch the machine off (or have it reset, where that is what ends the VMM:
+    ``kuasar.end=reboot``). Does not return."""
+    how = _RB_POWER_OFF
     try:
         say(f"end: {reason}")
         sys.stderr.flush()
         os.sync()
+        if kernel_arguments().get("kuasar.end") == "reboot":
+            how = _RB_AUTOBOOT
     finally:
-        ctypes.CDLL(None).reboot(_RB_POWER_OFF)
+        ctypes.CDLL(None).reboot(how)
         os._exit(1)  # the kernel could not: its panic about our end is the next best thing

@@ -68,7 +68,7 @@ async def configure(loop: Loop, body: Body, deadline: float | None) -> dict[str,
 async def _wait_for_cards(loop: Loop, plan: Plan, deadline: float | None) -> None:
     wanted = {interface.mac: interface.name for interface in plan.interfaces}
     with rtnetlink.open_link_events() as events, Rtnetlink() as netlink:
-        while missing := wanted.keys() - _cards(netlink).keys():
+        while missing := wanted.keys() - _readdressed(netlink, plan).keys():
             mac = min(missing)
             try:
                 await loop.wait_for(loop.wait_readable(events.fileno()), deadline, "waiting for a network card")
@@ -89,6 +89,16 @@ def _cards(netlink: Rtnetlink) -> dict[bytes, _Link]:
     links = [link for link in _links(netlink) if link.type == _ARPHRD_ETHER and not link.is_upper]
     # Of several with one address (a bridge has its first port's) the oldest is the card.
     return {link.mac: link for link in sorted(links, key=lambda link: -link.index)}
+
+
+def _readdressed(netlink: Rtnetlink, plan: Plan) -> dict[bytes, _Link]:
+    """The cards; those of a machine that was cloned with them have taken their own addresses."""
+    for interface in plan.interfaces:
+        cards = _cards(netlink)
+        card = cards.get(interface.was)
+        if card is not None and interface.mac not in cards:
+            _change_link(netlink, card.index, card.name, {_IFLA_ADDRESS: interface.mac})
+    return _cards(netlink)
 
 
 def _bring_up(netlink: Rtnetlink, plan: Plan) -> None:

@@ -43,6 +43,8 @@ class Interface:
     mac: bytes
     mtu: int
     addresses: tuple[Address, ...]
+    was: bytes
+    """The address that the card has before it gets ``mac``; empty: it has that already."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ def _interface(body: Body) -> Interface:
     if not fits or not _NAME.fullmatch(name) or name in ("lo", ".", ".."):
         raise body.error("name", f"{name!r:.80} is no name for an interface")
     mtu = _number(body, "mtu", _MTU)
-    return Interface(name, _mac(body), mtu, tuple(map(_address, body.maps("addresses"))))
+    was = _mac(body, "was") if body.has("was") else b""
+    return Interface(name, _mac(body), mtu, tuple(map(_address, body.maps("addresses"))), was)
 
 
 def _address(body: Body) -> Address:
@@ -184,10 +187,10 @@ def _interface_name(body: Body, names: set[str]) -> str:
     return name
 
 
-def _mac(body: Body) -> bytes:
-    text = body.text("mac").lower()
+def _mac(body: Body, field: str = "mac") -> bytes:
+    text = body.text(field).lower()
     if not _MAC.fullmatch(text):
-        raise body.error("mac", f"{text!r:.80} is no MAC address")
+        raise body.error(field, f"{text!r:.80} is no MAC address")
     return bytes.fromhex(text.replace(":", ""))
 
 

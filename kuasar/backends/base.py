@@ -65,13 +65,16 @@ class Stage(enum.Enum):
 
 @dataclass(frozen=True)
 class Nic:
-    """A network interface of the pod, for machines with a kernel of their own: frames go through the open taps."""
+    """A network interface of the pod, for machines with a kernel of their own: frames go through a tap."""
 
     name: str
     mac: str
     mtu: int
     taps: tuple[int, ...]
-    """A descriptor for each queue; the worker keeps its own."""
+    """A descriptor for each queue of the tap; the worker keeps its own. None where the machine opens it by name
+    (:meth:`Backend.tap_owner`)."""
+    tap: str = ""
+    """The tap's name in the pod's network namespace."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,19 @@ class User:
 
 
 ROOT = User(0, 0)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a program runs."""
+
+    directory: str = ""
+    """Its working directory, which it may use even if it could not get there; empty: that of whoever starts it."""
+    netns: str = ""
+    """Path of the network namespace it is in; empty: the host's."""
+
+
+HERE = Place()
 
 
 class AgentProcess(Protocol):
@@ -186,7 +202,13 @@ class Host(Protocol):
         """Fork an agent into new namespaces (``flags``: CLONE_NEW*), or exec one where the zygote is away."""
 
     def start_program(
-        self, argv: Sequence[str], log_fd: int, fds: Sequence[int] = (), cgroup: str = "", user: User = ROOT
+        self,
+        argv: Sequence[str],
+        log_fd: int,
+        fds: Sequence[int] = (),
+        cgroup: str = "",
+        user: User = ROOT,
+        place: Place = HERE,
     ) -> AgentProcess:
         """Start a program in ``cgroup``, in a session of its own, that outlives this worker and is nobody's child to
         wait for. Its output goes to ``log_fd``, ``fds`` become 3, 4 and so on; the caller keeps its own copies."""
@@ -268,6 +290,11 @@ class Backend(ABC):
     @abstractmethod
     async def release(self) -> None:
         """Free what the backend acquired, by the names in the record."""
+
+    def tap_owner(self, sandbox_id: str) -> int | None:
+        """The user whose machine opens taps by their names, in the pod's network namespace; None: it gets
+        descriptors."""
+        return None
 
     @property
     def relays_streams(self) -> bool:

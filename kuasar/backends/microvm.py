@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from typing import Any, ClassVar
 
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import Backend, Capability, Ended, Host, Lent, MachineSpec, Stage
-from kuasar.backends.processes import HeldProcess
+from kuasar.backends.processes import HeldProcess, open_log
 from kuasar.backends.share import GUEST_DIRECTORY as SHARE_IN_GUEST
 from kuasar.backends.share import TAG, Share
 from kuasar.backends.sizes import Size, size_for
@@ -24,7 +25,7 @@ from kuasar.backends.storage import Storage
 from kuasar.core import log
 from kuasar.core.aio import Task
 from kuasar.core.config import Engine
-from kuasar.core.errors import BackendFailed, InvalidArgument, KuasarError, Unavailable
+from kuasar.core.errors import BackendFailed, InvalidArgument, KuasarError, Unavailable, Unimplemented
 
 GUEST_DIRECTORY = "/run/kuasar"
 NO_HOST_NAMESPACE = "a virtual machine has a kernel of its own"
@@ -54,6 +55,8 @@ class MicroVm(Backend):
     )
     shares_host_files: ClassVar[bool] = False
     refused_host_namespaces: ClassVar[Mapping[str, str]] = dict.fromkeys(("net", "pid", "ipc"), NO_HOST_NAMESPACE)
+    shares_directories: ClassVar[bool] = True
+    """Whether a machine of this kind can have a directory of the host (virtiofs)."""
 
     def __init__(self, host: Host, settings: Engine) -> None:
         super().__init__(host, settings)
@@ -175,7 +178,16 @@ class MicroVm(Backend):
 
     def _shared_fs(self, spec: MachineSpec) -> str:
         """``virtiofs`` or ``none``: the pod's word, else the configuration's."""
-        wanted = spec.annotations.get(ANNOTATION_SHARED_FS, self.settings.shared_fs)
+        usual = self.settings.shared_fs if self.shares_directories else "none"
+        wanted = spec.annotations.get(ANNOTATION_SHARED_FS, usual)
+        if wanted == "virtiofs" and not self.shares_directories:
+            name = f"annotations.{ANNOTATION_SHARED_FS}"
+            raise Unimplemented(
+                f"{name}: engine {self.kind} has no virtiofs: leave it out, or use another engine",
+                engine=self.kind,
+                capability="shared-directory",
+                field=name,
+            )
         if wanted not in ("virtiofs", "none"):
             name = f"annotations.{ANNOTATION_SHARED_FS}"
             raise InvalidArgument(f"{name}: {wanted!r} is neither virtiofs nor none", field=name)
@@ -188,9 +200,12 @@ class MicroVm(Backend):
 
     def _storage_of(self) -> Storage:
         if self._storage is None:
-            share = self._make_share() if self.host.machine.get("shared_fs") == "virtiofs" else None
-            self._storage = Storage(self.host.directory, share, self)
+            self._storage = self._make_storage()
         return self._storage
+
+    def _make_storage(self) -> Storage:
+        share = self._make_share() if self.host.machine.get("shared_fs") == "virtiofs" else None
+        return Storage(self.host.directory, share, self)
 
     async def connect_agent(self, deadline: float | None) -> AgentClient:
         """Waits for the boot; a machine that ends meanwhile is told with its last words."""
@@ -333,6 +348,17 @@ class MicroVm(Backend):
         await self._storage_of().take_back(container_id, serials if self.vmm.alive else [])
         if serials:
             self.host.remember(lent=lent)
+
+    def make_template(self, maker: str) -> None:
+        """Have a template of machines made in the background, by a process of its own (``python -m <maker>``); whoever
+        comes second leaves at once."""
+        argv = [sys.executable, "-m", maker, "--engine", self.host.engine]
+        argv += ["--config", self.host.config_path] if self.host.config_path else []
+        try:
+            with open_log(f"{self.host.log_dir}/templates.log") as log_file:
+                self.host.start_program(argv, log_file.fileno()).commit()
+        except KuasarError as exc:
+            log.warning("no template is made", error=exc)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from kuasar.core.errors import BackendFailed
 from kuasar.core.spawn import PATH, Children, Completed
@@ -23,6 +24,13 @@ class Probe:
     version: str
     details: Mapping[str, str] = field(default_factory=dict)
     """What else there is to say."""
+
+
+class Runner(Protocol):
+    """What runs programs: a probe's host, or a :class:`kuasar.backends.base.Host`."""
+
+    async def run(self, argv: Sequence[str], deadline: float | None) -> Completed:
+        """Run a program to its end and collect its output."""
 
 
 class ProbeHost:

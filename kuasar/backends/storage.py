@@ -32,7 +32,7 @@ from kuasar.core.errors import InvalidArgument, KuasarError, Unimplemented, wrap
 
 DISK_TYPES = frozenset({"erofs", "ext4", "xfs", "squashfs"})
 _VIRTUAL_TYPES = frozenset({"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "devtmpfs", "hugetlbfs"})
-_EMPTY_DIR = re.compile(r"/volumes/kubernetes\.io~empty-dir/([^/]+)$")
+EMPTY_DIR = re.compile(r"/volumes/kubernetes\.io~empty-dir/([^/]+)$")
 _MEMORY_TYPES = ("tmpfs", "hugetlbfs")
 # Character devices that every guest has, too, under the same name and number.
 _SAME_DEVICES = frozenset(
@@ -64,6 +64,11 @@ class Plan:
     """(source, name below the share, read-only, follow later mounts)."""
     disks: list[tuple[str, str, bool]] = field(default_factory=list)
     """(serial, path or ``block:<major>:<minor>``, read-only)."""
+
+    @property
+    def has_root_of_directories(self) -> bool:
+        """Whether the root file system is not on disks of its own."""
+        return bool(self.rootfs) and self.rootfs[0].get("type") == "bind"
 
 
 def plan(
@@ -154,7 +159,7 @@ def _plan_disk_mount(made: Plan, container_id: str, index: int, each: Any) -> di
     source = str(each.get("source") or "")
     options = [option for option in each.get("options") or [] if option != "loop"]
     read_only = "ro" in options or each["type"] in ("erofs", "squashfs")
-    made.disks.append((_serial(container_id, field_name), _require_disk(source, f"{field_name}.source"), read_only))
+    made.disks.append((disk_serial(container_id, field_name), _require_disk(source, f"{field_name}.source"), read_only))
     return {**each, "source": f"disk:{made.disks[-1][0]}", "options": options}
 
 
@@ -168,7 +173,7 @@ def _require_disk(path: str, field_name: str) -> str:
     return path
 
 
-def _serial(container_id: str, what: str) -> str:
+def disk_serial(container_id: str, what: str) -> str:
     """A disk's serial number (at most 20 characters): the same for the same thing."""
     return "k" + hashlib.sha256(f"{container_id}/{what}".encode()).hexdigest()[:18]
 
@@ -208,7 +213,7 @@ def _without_bind(options: list[str]) -> list[str]:
 
 def _memory_volume(source: str, mounted: Mapping[str, str]) -> dict[str, Any] | None:
     """An emptyDir in memory, as memory of the guest."""
-    match = _EMPTY_DIR.search(source)
+    match = EMPTY_DIR.search(source)
     kind, _, options = mounted.get(os.path.realpath(source), "").partition(" ")
     if match is None or kind not in _MEMORY_TYPES:
         return None
@@ -225,7 +230,7 @@ def _plan_device(made: Plan, container_id: str, index: int, device: dict[str, An
     if device.get("type") == "b":
         if not all(type(part) is int and part >= 0 for part in number):
             raise InvalidArgument(f"{field_name}: major and minor are needed", field=field_name)
-        serial = _serial(container_id, str(device.get("path")))
+        serial = disk_serial(container_id, str(device.get("path")))
         made.disks.append((serial, f"{_NODE}{number[0]}:{number[1]}", _is_read_only(made.spec, number)))
         return {**device, "kuasarDisk": serial}
     if device.get("type") in ("c", "u") and number not in _SAME_DEVICES:
@@ -267,7 +272,7 @@ class Storage:
         planned = plan(container_id, bundle, spec, rootfs, guest, mounts_of_host())
         attached: list[str] = []
         try:
-            self._fill_share(container_id, planned, rootfs)
+            await self._bring(container_id, bundle, planned, rootfs, deadline)
             for serial, path, read_only in planned.disks:
                 attached.append(serial)
                 await self._attach(serial, path, read_only, deadline)
@@ -295,8 +300,11 @@ class Storage:
             with suppress(FileNotFoundError):
                 os.unlink(node)
 
-    def _fill_share(self, container_id: str, planned: Plan, rootfs: list[Any]) -> None:
-        by_share = bool(planned.rootfs) and planned.rootfs[0].get("type") == "bind"
+    async def _bring(
+        self, container_id: str, bundle: str, planned: Plan, rootfs: list[Any], deadline: float | None
+    ) -> None:
+        """What no disk carries: by the share."""
+        by_share = planned.has_root_of_directories
         if not by_share and not planned.binds:
             return
         if self._share is None:

@@ -150,6 +150,10 @@ class Engine:
     and a clone's memory is a private copy of its template's."""
     virtiofsd: str = "/usr/lib/qemu/virtiofsd"
     """The server of the shared directory."""
+    mkfs_erofs: str = "mkfs.erofs"
+    """``firecracker``: the program that packs root file systems of directories."""
+    vmm_user: str = "own"
+    """As whom the program of a machine runs: ``own``, an unprivileged user for each sandbox, or ``root``."""
     plugin_dir: str = ""
     """``wasmedge``: directory of plug-ins; empty: those built in only."""
     platform: str = ""
@@ -382,7 +386,7 @@ def _is_url(text: str) -> bool:
 
 def _check_machine(key: str, engine: Engine, problems: list[str]) -> None:
     """The settings of engines that run virtual machines."""
-    choices = {"accel": ("auto", "kvm", "tcg"), "shared_fs": ("virtiofs", "none")}
+    choices = {"accel": ("auto", "kvm", "tcg"), "shared_fs": ("virtiofs", "none"), "vmm_user": ("own", "root")}
     for name, allowed in choices.items():
         if getattr(engine, name) not in allowed:
             problems.append(f"{key}.{name}: {getattr(engine, name)!r} is none of {', '.join(allowed)}")

@@ -5,6 +5,7 @@ the module when the first sandbox of that kind needs it.
 """
 
 BACKEND_MODULES: dict[str, str] = {
+    "firecracker": "kuasar.backends.firecracker.engine",
     "gvisor": "kuasar.backends.gvisor",
     "qemu": "kuasar.backends.qemu.engine",
     "quark": "kuasar.backends.quark",

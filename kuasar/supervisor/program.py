@@ -1,4 +1,4 @@
-"""A program of a sandbox (a VMM, a file server) in its surroundings: cgroup, session, user; then it is executed.
+"""A program of a sandbox (a VMM, a file server) in its surroundings: cgroup, network, user; then it is executed.
 
 The zygote does this in a clone (:func:`run`), so that the program is in its cgroup before its first instruction, costs
 no move between cgroups, is nobody's child to wait for and outlives the worker. Where the zygote is away, the same is
@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from kuasar.core import cgroup
 from kuasar.core.errors import InvalidArgument
+from kuasar.core.namespaces import join_netns
 from kuasar.core.spawn import MINIMAL_ENV
 from kuasar.supervisor.clone import set_parent_death_signal
 
@@ -39,6 +40,10 @@ class Program:
     """The process with which it dies; 0: it outlives whoever starts it."""
     descriptors: int
     """How many descriptors from 0 on it inherits."""
+    netns: str
+    """Path of the network namespace that it joins; empty: it stays where it is."""
+    directory: str
+    """Its working directory; empty: the caller's."""
 
     @classmethod
     def parse(cls, args: dict[str, Any]) -> Program:
@@ -51,6 +56,8 @@ class Program:
             "groups": list,
             "parent": int,
             "descriptors": int,
+            "netns": str,
+            "directory": str,
         }
         for name, kind in wanted.items():
             if type(args.get(name)) is not kind:
@@ -59,6 +66,8 @@ class Program:
             raise InvalidArgument("argv: a list of strings is needed", field="argv")
         if not all(type(group) is int for group in args["groups"]):
             raise InvalidArgument("groups: a list of numbers is needed", field="groups")
+        if args["directory"] and not os.path.isabs(args["directory"]):
+            raise InvalidArgument(f"directory: {args['directory']!r:.80} is not an absolute path", field="directory")
         if not 3 <= args["descriptors"] <= _MAX_FDS:
             raise InvalidArgument(f"descriptors: 3 to {_MAX_FDS}", field="descriptors")
         return cls(**{name: args[name] for name in wanted})
@@ -71,6 +80,10 @@ def run(args: dict[str, Any]) -> NoReturn:
         program = Program.parse(args)
         if program.cgroup:
             cgroup.enter_alone(program.cgroup)
+        if program.netns:
+            join_netns(program.netns)
+        if program.directory:
+            os.chdir(program.directory)  # as who we are now: the user may not be able to get there
         _become(program)
         if program.parent:
             set_parent_death_signal(program.parent)  # after the change of user, which would drop it

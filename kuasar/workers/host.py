@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kuasar.backends.base import ROOT, AgentProcess, User
+from kuasar.backends.base import HERE, ROOT, AgentProcess, Place, User
 from kuasar.core import log
 from kuasar.core.aio import Loop
 from kuasar.core.config import Config
@@ -101,6 +101,7 @@ class WorkerHost:
         fds: Sequence[int] = (),
         cgroup: str = "",
         user: User = ROOT,
+        place: Place = HERE,
     ) -> AgentProcess:
         args = {
             "argv": list(argv),
@@ -110,6 +111,8 @@ class WorkerHost:
             "groups": list(user.groups),
             "parent": 0,
             "descriptors": 3 + len(fds),
+            "netns": place.netns,
+            "directory": place.directory,
         }
         log.info("starting", argv=shlex.join(argv))
         request = {"kind": "program", "title": f"kuasar-program {self._sandbox.id}", "args": args}

@@ -23,10 +23,10 @@ from kuasar.core.aio import Loop
 from kuasar.core.errors import AlreadyExists, InvalidArgument, KuasarError, NotFound, Unimplemented, wrap
 from kuasar.core.namespaces import is_own_netns, join_netns
 from kuasar.core.netlink import RefusedError
+from kuasar.core.taps import MAX_QUEUES, close_all, give_tap, open_tap, tap_name
 from kuasar.core.threads import in_thread
 from kuasar.workers.interfaces import Interface, Survey, survey
 from kuasar.workers.rtnetlink import Rtnetlink
-from kuasar.workers.taps import MAX_QUEUES, close_all, open_tap, tap_name
 
 TAP, INGRESS = "tap", "ingress"
 """Kinds of holdings. Names: of the tap, and of the pod's interface."""
@@ -51,7 +51,8 @@ class Card:
     interface: Interface
     tap: str
     fds: list[int]
-    """A descriptor per queue, owned by the :class:`Network`; non-blocking, frames carry a virtio header."""
+    """A descriptor per queue, owned by the :class:`Network`; non-blocking, frames carry a virtio header. None if the
+    tap was given to a user."""
 
     @property
     def name(self) -> str:
@@ -101,8 +102,11 @@ class Network:
             close_all(card.fds)
 
 
-async def plumb(loop: Loop, netns: str, sandbox_id: str, queues: int, journal: Journal) -> Network:
-    """Join every interface of ``netns`` but ``lo`` to a tap of ``queues`` queues; undoes all on failure.
+async def plumb(
+    loop: Loop, netns: str, sandbox_id: str, queues: int, journal: Journal, owner: int | None = None
+) -> Network:
+    """Join every interface of ``netns`` but ``lo`` to a tap of ``queues`` queues; undoes all on failure. With
+    ``owner`` taps have one queue and are left for a process of that user to open by their names.
 
     Not to be repeated before :func:`unplumb`. Raises :class:`NotFound` when the namespace is gone,
     :class:`InvalidArgument` when the path is none, :class:`Unimplemented` naming an interface that cannot be carried or
@@ -130,7 +134,7 @@ async def plumb(loop: Loop, netns: str, sandbox_id: str, queues: int, journal: J
         for kind, name in names:
             recorded.append((kind, name))
             journal.acquiring(kind, name)
-        await in_thread(loop, lambda: _join(found, netns, sandbox_id, queues, cards, undo))
+        await in_thread(loop, lambda: _join(found, netns, sandbox_id, queues, owner, cards, undo))
         return Network(netns, tuple(cards), found.routes, found.neighbours)
     except BaseException as exc:
         # Also when the caller was cancelled: the thread has finished in any case, with whatever outcome.
@@ -172,16 +176,28 @@ def _read(netns: str) -> Survey:
         return survey(netlink)
 
 
-def _join(found: Survey, netns: str, sandbox_id: str, queues: int, cards: list[Card], undo: ExitStack) -> None:
-    """Make everything. What must be undone in the namespace goes on ``undo``, to be run there; taps end by closing."""
+def _join(
+    found: Survey,
+    netns: str,
+    sandbox_id: str,
+    queues: int,
+    owner: int | None,
+    cards: list[Card],
+    undo: ExitStack,
+) -> None:
+    """Make everything. What must be undone in the namespace goes on ``undo``, to be run there; taps end by closing,
+    unless they are given away."""
     join_netns(netns)
     with Rtnetlink() as netlink:
         for interface in found.interfaces:
             name = tap_name(sandbox_id, interface.name)
-            cards.append(Card(interface, name, open_tap(name, queues)))
+            cards.append(Card(interface, name, open_tap(name, queues if owner is None else 1)))
             index = netlink.index(name)
             if index is None:
                 raise NotFound(f"the tap {name} has gone at once")
+            if owner is not None:
+                undo.callback(_delete_tap, name)
+                give_tap(cards[-1].fds, owner)
             netlink.set_up(index, interface.mtu)
             netlink.add_ingress(index)
             netlink.redirect(index, interface.index)
@@ -199,6 +215,13 @@ def _add_ingress(netlink: Rtnetlink, interface: Interface) -> None:
         raise AlreadyExists(
             f"interface {interface.name} has an ingress discipline already: something else redirects its frames"
         ) from exc
+
+
+def _delete_tap(name: str) -> None:
+    with Rtnetlink() as netlink:
+        index = netlink.index(name)
+        if index is not None:
+            netlink.delete_link(index)
 
 
 def _delete_ingress(index: int) -> None:

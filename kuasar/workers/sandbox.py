@@ -286,11 +286,12 @@ class Sandbox:
         phases.lap("setup")
 
     async def _plumb(self, vcpus: int) -> Network:
+        from kuasar.core.taps import MAX_QUEUES
         from kuasar.workers.network import plumb  # only pods with a kernel of their own need it
-        from kuasar.workers.taps import MAX_QUEUES
 
         queues = min(max(1, vcpus), MAX_QUEUES)
-        return await plumb(self.loop, self.record.netns, self.id, queues, self._host)
+        owner = self.backend.tap_owner(self.id)
+        return await plumb(self.loop, self.record.netns, self.id, queues, self._host, owner)
 
     async def _unplumb(self) -> None:
         """Free what :meth:`_plumb` has made, by the names in the record."""
@@ -546,7 +547,7 @@ class Sandbox:
 
 
 def _with_network(spec: MachineSpec, network: Network) -> MachineSpec:
-    nics = tuple(Nic(card.name, card.mac, card.mtu, tuple(card.fds)) for card in network.interfaces)
+    nics = tuple(Nic(card.name, card.mac, card.mtu, tuple(card.fds), card.tap) for card in network.interfaces)
     return dataclasses.replace(spec, nics=nics, network=network.to_wire())
 
 

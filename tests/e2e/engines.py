@@ -37,6 +37,7 @@ LINUX_DETAILS = "linux-details"  # all of Linux: kinds of interfaces, sysctls, s
 WASM = "wasm"
 PLUGINS = "plugins"  # a pod's annotation chooses plug-ins of the engine
 OWN_KERNEL = "own-kernel"  # a pod is a machine
+SHARED_FILES = "shared-files"  # directories of the host are seen as they are now, and can be written
 OURS = "ours"  # goes through our gateway, workers and supervisord
 
 BUSYBOX = images.BUSYBOX
@@ -169,12 +170,28 @@ class Engine:
 
 _EACH = frozenset({TTY_NAME, PAUSE_ONE, OWN_LIMITS, MESSAGE_QUEUES, LINUX_DETAILS})
 _LINUX = _EACH | frozenset(
-    {SHARED_KERNEL, SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, HOST_NETWORK, HOST_PID, HOST_IPC, SHARED_PID, DEVICES}
+    {
+        SHARED_FILES,
+        SHARED_KERNEL,
+        SHELL,
+        EXEC,
+        TTY,
+        PAUSE,
+        UPDATE,
+        STATS,
+        HOST_NETWORK,
+        HOST_PID,
+        HOST_IPC,
+        SHARED_PID,
+        DEVICES,
+    }
 )
-_GVISOR = frozenset({SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, HOST_NETWORK})
-_QUARK = frozenset({SHELL, EXEC, UPDATE, HOST_NETWORK})
+_GVISOR = frozenset({SHARED_FILES, SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, HOST_NETWORK})
+_QUARK = frozenset({SHARED_FILES, SHELL, EXEC, UPDATE, HOST_NETWORK})
 _WASM = frozenset({SHARED_KERNEL, WASM, PAUSE, PAUSE_ONE, UPDATE, STATS, HOST_NETWORK})
-_MACHINE = _EACH | frozenset({SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, SHARED_PID, OWN_KERNEL})
+_MACHINE = _EACH | frozenset({SHARED_FILES, SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, SHARED_PID, OWN_KERNEL})
+# a stand-in, whose guest is no kernel of its own
+_FIRECRACKER = _EACH | frozenset({SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, SHARED_PID})
 _WASMEDGE_PROGRAMS = WasmPrograms(b"args.wasm", "stdout", (b"execution failed", b"unreachable", b"_start"))
 
 ENGINES = {
@@ -183,6 +200,7 @@ ENGINES = {
         Engine("kuasar-runc", BUSYBOX, LinuxPrograms(), _LINUX | {OURS, BOUNDED_DRAIN}),
         Engine("kuasar-wasmtime", WASM_MODULES, WasmPrograms(), _WASM | {OURS}),
         Engine("kuasar-qemu", BUSYBOX, LinuxPrograms(), _MACHINE | {OURS, BOUNDED_DRAIN}, 8.0, 30, 10, True),
+        Engine("kuasar-firecracker", BUSYBOX, LinuxPrograms(), _FIRECRACKER | {OURS, BOUNDED_DRAIN}, 4.0, 20, 6, True),
         Engine("kuasar-wasmedge", WASM_MODULES, _WASMEDGE_PROGRAMS, _WASM | {OURS, PLUGINS}),
         Engine("kuasar-gvisor", BUSYBOX, LinuxPrograms(), _GVISOR | {OURS, BOUNDED_DRAIN}, 3.0, 30, 8, True),
         # a stand-in for the program (tests/standins/quark.py): there is none here that runs a guest

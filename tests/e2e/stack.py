@@ -17,6 +17,8 @@ from scripts.layout import CHECKOUT, Layout, default_settings
 from scripts.leftovers import Leftover
 from scripts.stack import Stack
 from tests.e2e.images import wasm_modules
+from tests.standins.guest.server import running_hardware
+from tests.standins.install import install
 from tests.standins.quark_host import QuarkProgram
 
 # sessions of several checkouts may run at a time: names and addresses go by our pid (at most 7 digits)
@@ -30,7 +32,7 @@ TRACED_SUBNET = f"10.{32 + os.getpid() % 96}.0.0/16"
 BROKEN = "kuasar-broken"
 """A sandboxer whose runtime binary does not exist."""
 
-BINARIES = {"qemu": os.environ["QEMU"]} if os.environ.get("QEMU") else {}
+QEMU: dict[str, dict[str, str | bool]] = {"qemu": {"binary": os.environ["QEMU"]}} if os.environ.get("QEMU") else {}
 """``QEMU=path``: another QEMU than the machine's (scripts/fetch-qemu10.sh)."""
 
 METRICS = f"unix:/run/kuasar-{NAME}/metrics.sock"
@@ -60,9 +62,26 @@ def start_stack(
     a letter and our pid; ``settings`` are added to those of all engines, ``environment`` is its containerd's."""
     _stop_abandoned_stacks()
     data = tempfile.mkdtemp(prefix="kuasar-e2e-", dir="/var/tmp")
-    programs = {**BINARIES, "quark": str(QuarkProgram(Path(data)).path)}
-    tables = default_settings(**programs) + settings
-    stack = Stack(Layout(name=name, data=data, subnet=subnet, settings=tables, environment=environment))
+    with running_hardware() as hardware:
+        tables = _engines(data, hardware) + settings
+        layout = Layout(name=name, data=data, subnet=subnet, settings=tables, environment=environment)
+        yield from _run(Stack(layout), kept_logs)
+
+
+def _engines(data: str, hardware: str) -> str:
+    """Stand-ins take the place of VMMs that run no guest here, on this ``hardware``."""
+    words = {"STANDIN_HARDWARE": hardware}
+    firecracker = install("firecracker", Path(data, "standins", "firecracker"), settings=words)
+    changes: dict[str, dict[str, str | bool]] = {
+        **QEMU,
+        "firecracker": {"binary": firecracker, "vmm_user": "root", "template": False},
+        "quark": {"binary": str(QuarkProgram(Path(data)).path)},
+    }
+    return default_settings(**changes)
+
+
+def _run(stack: Stack, kept_logs: str) -> Iterator[Stack]:
+    data = stack.layout.data
     left: list[Leftover] = []
     try:
         stack.start()

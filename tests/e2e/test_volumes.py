@@ -11,7 +11,7 @@ import pytest
 
 from kuasar.api.gen.cri.v1.container_pb2 import MountPropagation
 from kuasar.cli.cri import CriError, bind
-from tests.e2e.engines import BIDIRECTIONAL, EXEC, OURS, SHELL
+from tests.e2e.engines import BIDIRECTIONAL, EXEC, OURS, SHARED_FILES, SHELL
 from tests.e2e.harness import Pod
 
 HOST_TO_CONTAINER = MountPropagation.PROPAGATION_HOST_TO_CONTAINER
@@ -29,7 +29,7 @@ def shared(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-R", "-l", place], check=True)
 
 
-@pytest.mark.needs(SHELL, EXEC)
+@pytest.mark.needs(SHELL, EXEC, SHARED_FILES)
 def test_writable(pod: Pod, tmp_path: Path) -> None:
     (tmp_path / "from-host").write_text("host\n")
     container = pod.run_idle(mounts=[bind(str(tmp_path), "/volume")])
@@ -50,7 +50,7 @@ def test_read_only(pod: Pod, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"] or "new" not in os.listdir(tmp_path)
 
 
-@pytest.mark.needs(SHELL, EXEC)
+@pytest.mark.needs(SHELL, EXEC, SHARED_FILES)
 def test_subdirectory_and_single_file(pod: Pod, tmp_path: Path) -> None:
     (tmp_path / "sub" / "deep").mkdir(parents=True)
     (tmp_path / "sub" / "deep" / "inner").write_text("inner\n")
@@ -64,7 +64,7 @@ def test_subdirectory_and_single_file(pod: Pod, tmp_path: Path) -> None:
     assert container.sh("ls /volume; cat /volume/inner /etc/single") == "inner\ninner\nouter\n"
 
 
-@pytest.mark.needs(SHELL, EXEC)
+@pytest.mark.needs(SHELL, EXEC, SHARED_FILES)
 def test_one_volume_in_two_containers(pod: Pod, tmp_path: Path) -> None:
     writer = pod.run_idle("writer", mounts=[bind(str(tmp_path), "/out")])
     reader = pod.run_idle("reader", mounts=[bind(str(tmp_path), "/in", readonly=True)])
@@ -72,7 +72,7 @@ def test_one_volume_in_two_containers(pod: Pod, tmp_path: Path) -> None:
     assert reader.sh("cat /in/file") == "shared\n"
 
 
-@pytest.mark.needs(SHELL, EXEC)
+@pytest.mark.needs(SHELL, EXEC, SHARED_FILES)
 def test_later_mounts_of_the_host_arrive_only_if_asked_for(shared: Path, pod: Pod) -> None:
     (shared / "later").mkdir()
     follows = pod.run_idle("follows", mounts=[bind(str(shared), "/volume", propagation=HOST_TO_CONTAINER)])
@@ -83,7 +83,7 @@ def test_later_mounts_of_the_host_arrive_only_if_asked_for(shared: Path, pod: Po
     assert private.exec("cat", "/volume/later/file").exit_code == 1
 
 
-@pytest.mark.needs(SHELL, EXEC)
+@pytest.mark.needs(SHELL, EXEC, SHARED_FILES)
 def test_mounts_under_a_volume_are_seen(shared: Path, pod: Pod) -> None:
     (shared / "below").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", shared / "below"], check=True)
@@ -115,7 +115,7 @@ def test_a_volume_that_does_not_exist_is_named(pod: Pod) -> None:
         pod.run_idle(mounts=[bind("/etc/passwd/nowhere", "/volume")])
 
 
-@pytest.mark.needs(SHELL, EXEC)
+@pytest.mark.needs(SHELL, EXEC, SHARED_FILES)
 def test_read_only_root(pod: Pod, tmp_path: Path) -> None:
     container = pod.run_idle(readonly_rootfs=True, mounts=[bind(str(tmp_path), "/volume")])
     result = container.exec("touch", "/new")

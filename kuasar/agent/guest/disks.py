@@ -14,6 +14,7 @@ PREFIX = "disk:"
 FILE_SYSTEMS = ("ext4", "xfs", "erofs", "squashfs")
 _SERIAL = re.compile(r"[A-Za-z0-9._-]{1,20}")
 _BLOCK = "/sys/block"
+_SECTOR = 512
 
 
 class Disks:
@@ -26,19 +27,34 @@ class Disks:
         self._directory = directory
         self._mounted: dict[str, tuple[str, tuple[str, ...]]] = {}
         self._users: dict[str, set[str]] = {}
+        self._names: dict[str, str] = {}
 
     async def find(self, serial: str, deadline: float | None, field: str) -> str:
-        """The device of the disk with this serial number (``/dev/vdb``); waits for it until ``deadline``."""
-        if not _SERIAL.fullmatch(serial):
-            raise InvalidArgument(
-                f"{field}: {serial!r:.80} is no serial number of a disk (1-20 of A-Z a-z 0-9 . _ -)", field=field
-            )
+        """The device of the disk with this serial number, or called so by :meth:`expect` (``/dev/vdb``); waits for it
+        until ``deadline``."""
+        _require_serial(serial, field)
+        serial = self._names.get(serial, serial)
+        return await self._uevents.until(lambda: _find(serial), deadline, lambda: _missing(field, serial))
+
+    async def expect(self, name: str, serial: str, size: int, deadline: float | None) -> str:
+        """The device of the disk with this serial number once the kernel knows its ``size`` in bytes, as it does a
+        while after the content of a drive has been exchanged. From now on it is found as ``name``, too."""
+        _require_serial(name, "name")
+        _require_serial(serial, "serial")
+
+        def look() -> str | None:
+            device = _find(serial)
+            return device if device is not None and _size_of(device) == size else None
 
         def missing() -> str:
-            there = ", ".join(sorted(filter(None, map(_serial_of, os.listdir(_BLOCK))))) or "none"
-            return f"{field}: the machine has no disk with the serial number {serial} (it has: {there})"
+            device = _find(serial)
+            if device is None:
+                return _missing("serial", serial)
+            return f"bytes: disk {serial} has {_size_of(device)} bytes, not {size}"
 
-        return await self._uevents.until(lambda: _find(serial), deadline, missing)
+        device = await self._uevents.until(look, deadline, missing)
+        self._names[name] = serial
+        return device
 
     def require_file_system(self, kind: str, field: str) -> None:
         """Have the kernel know ``kind``, or raise :class:`InvalidArgument`."""
@@ -93,6 +109,18 @@ class Disks:
             del self._users[serial], self._mounted[serial]
 
 
+def _require_serial(serial: str, field: str) -> None:
+    if not _SERIAL.fullmatch(serial):
+        raise InvalidArgument(
+            f"{field}: {serial!r:.80} is no serial number of a disk (1-20 of A-Z a-z 0-9 . _ -)", field=field
+        )
+
+
+def _missing(field: str, serial: str) -> str:
+    there = ", ".join(sorted(filter(None, map(_serial_of, os.listdir(_BLOCK))))) or "none"
+    return f"{field}: the machine has no disk with the serial number {serial} (it has: {there})"
+
+
 def _mount_once(device: str, path: str, kind: str, data: Sequence[str]) -> None:
     if not os.path.ismount(path):
         os.makedirs(path, 0o700, exist_ok=True)
@@ -109,6 +137,10 @@ def _find(serial: str) -> str | None:
         if _serial_of(name) == serial and os.path.exists(f"/dev/{name}"):
             return f"/dev/{name}"
     return None
+
+
+def _size_of(device: str) -> int:
+    return int(_read(f"{_BLOCK}/{os.path.basename(device)}/size") or 0) * _SECTOR
 
 
 def _serial_of(name: str) -> str:

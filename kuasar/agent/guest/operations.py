@@ -10,6 +10,7 @@ from typing import Any
 from kuasar.agent import kernel
 from kuasar.agent.events import EventLog
 from kuasar.agent.guest import identity, online
+from kuasar.agent.guest.copies import Copies
 from kuasar.agent.guest.storage import GuestStorage
 from kuasar.agent.guest.uevents import Uevents
 from kuasar.agent.machine import Machine
@@ -34,13 +35,14 @@ class Guest:
         self._uevents = Uevents(loop)
         self._share_tag = ""
         self._wake: Callable[[], None] | None = None
+        self._copies = Copies(f"{directory}/{SHARED}")
         self.storage = GuestStorage(self._uevents, machine.load_module, directory)
         online.expect_memory()
         machine.attach(loop)
 
     def operations(self) -> dict[str, Operation]:
         """By name."""
-        names = ("identity", "clock", "rest", "share", "online")
+        names = ("identity", "clock", "rest", "share", "online", "disk", "write", "remove")
         return {f"guest.{name}": getattr(self, f"_{name}") for name in names}
 
     async def _identity(self, body: Body, deadline: float | None) -> dict[str, Any]:
@@ -78,6 +80,26 @@ class Guest:
         )
         self._share_tag = tag
         return {}
+
+    async def _disk(self, body: Body, deadline: float | None) -> dict[str, Any]:
+        name, serial, size = body.text("name"), body.text("serial"), body.number("bytes")
+        return {"device": await self.storage.disks.expect(name, serial, size, deadline)}
+
+    async def _write(self, body: Body, deadline: float | None) -> dict[str, Any]:
+        self._require_no_share("name")
+        self._copies.write(body)
+        return {}
+
+    async def _remove(self, body: Body, deadline: float | None) -> dict[str, Any]:
+        self._require_no_share("name")
+        self._copies.remove(body)
+        return {}
+
+    def _require_no_share(self, field: str) -> None:
+        if self._share_tag:
+            raise InvalidArgument(
+                f"{field}: the machine has the share {self._share_tag}, nothing is copied", field=field
+            )
 
     async def _online(self, body: Body, deadline: float | None) -> dict[str, Any]:
         return await online.bring_online(self._loop, body, deadline)

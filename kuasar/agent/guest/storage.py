@@ -24,7 +24,7 @@ class GuestStorage:
     """``agent.storage.Storage`` of a virtual machine. ``directory`` is the sandbox directory in the guest."""
 
     def __init__(self, uevents: Uevents, load_module: Callable[[str], None], directory: str) -> None:
-        self._disks = Disks(uevents, load_module, f"{directory}/disks")
+        self.disks = Disks(uevents, load_module, f"{directory}/disks")
         self._volumes = Volumes(f"{directory}/volumes")
 
     async def prepare(
@@ -46,15 +46,15 @@ class GuestStorage:
 
     def release(self, container: str) -> None:
         """See ``agent.storage.Storage``."""
-        self._disks.release(container)
+        self.disks.release(container)
 
     async def _layer(self, each: Any, field: str, deadline: float | None) -> Any:
         serial = _after(each, disks.PREFIX)
         if serial is None:
             return each
         kind = str(each.get("type"))
-        self._disks.require_file_system(kind, f"{field}.type")
-        device = await self._disks.find(serial, deadline, f"{field}.source")
+        self.disks.require_file_system(kind, f"{field}.type")
+        device = await self.disks.find(serial, deadline, f"{field}.source")
         # The host's loop device for the same file is not needed any more: the disk is in its place.
         options = [option for option in _options(each, field) if option != "loop"]
         if disks.is_read_only(device):
@@ -72,7 +72,7 @@ class GuestStorage:
         if volume is not None:
             source = self._volumes.provide(volume, kind, data, field)
         else:
-            source = await self._disks.share(serial or "", kind, data, container, deadline, field)
+            source = await self.disks.share(serial or "", kind, data, container, deadline, field)
         return {**each, "type": "bind", "source": source, "options": ["bind", *flags]}
 
     async def _devices(self, linux: dict[str, Any], deadline: float | None) -> None:
@@ -84,7 +84,7 @@ class GuestStorage:
             if serial is None:
                 made.append(each)
                 continue
-            device = await self._disks.find(str(serial), deadline, f"{field}.{DEVICE_KEY}")
+            device = await self.disks.find(str(serial), deadline, f"{field}.{DEVICE_KEY}")
             number = os.stat(device).st_rdev
             renumbered[each.get("major"), each.get("minor")] = (os.major(number), os.minor(number))
             rest = {name: value for name, value in each.items() if name != DEVICE_KEY}

@@ -15,9 +15,10 @@ from kuasar.agent.client import AgentClient
 from kuasar.backends.base import ROOT, Host, User
 from kuasar.backends.channels import greet
 from kuasar.backends.cloud_hypervisor import bodies
-from kuasar.backends.cloud_hypervisor.api import Api, socket_path
-from kuasar.backends.cloud_hypervisor.vsock import open_port
+from kuasar.backends.cloud_hypervisor.api import Api
+from kuasar.backends.hybrid_vsock import open_port
 from kuasar.backends.processes import HeldProcess, open_log
+from kuasar.backends.rest import socket_path
 from kuasar.backends.sockets import listen
 from kuasar.core.errors import KuasarError, Unavailable
 

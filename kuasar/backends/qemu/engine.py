@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from typing import Any, ClassVar
 
 from kuasar.agent.client import AgentClient
-from kuasar.backends.base import ROOT, Host, MachineSpec
+from kuasar.backends.base import Host, MachineSpec
 from kuasar.backends.microvm import MicroVm
 from kuasar.backends.probing import Probe, ProbeHost, require_program
-from kuasar.backends.processes import open_log
 from kuasar.backends.qemu.devices import Devices
 from kuasar.backends.qemu.facts import Setup, find_setup
-from kuasar.backends.qemu.machine import Machine, Placement, user_of
-from kuasar.backends.qemu.template import Template, Templates
+from kuasar.backends.qemu.machine import Machine, Placement
 from kuasar.backends.share import Share
 from kuasar.backends.sizes import Size
+from kuasar.backends.template import Template, Templates
+from kuasar.backends.users import user_of
 from kuasar.core import config, log
 from kuasar.core.errors import KuasarError
 
@@ -65,7 +64,7 @@ class Engine(MicroVm):
                 return True
             if template is not None:
                 why_not, result = "the clone of its template failed", "failed"
-            self._make_template()
+            self.make_template("kuasar.backends.qemu.maker")
         log.info("booting", why=why_not)
         self.host.remember(start=f"boot: {why_not}", template=result)
         await self._machine.boot(setup, _placement(spec, setup), deadline)
@@ -94,17 +93,6 @@ class Engine(MicroVm):
 
     def _remember_size(self, setup: Setup) -> None:
         self.host.remember(size=[1, setup.shape.memory_bytes])
-
-    def _make_template(self) -> None:
-        """In the background, by a process of its own; whoever comes second leaves at once."""
-        path = f"{self.host.log_dir}/templates.log"
-        argv = [sys.executable, "-m", "kuasar.backends.qemu.maker", "--engine", self.host.engine]
-        argv += ["--config", self.host.config_path] if self.host.config_path else []
-        try:
-            with open_log(path) as log_file:
-                self.host.start_program(argv, log_file.fileno(), (), "", ROOT).commit()
-        except KuasarError as exc:
-            log.warning("no template is made", error=exc)
 
     # -- control -------------------------------------------------------------------------------------------------------
 

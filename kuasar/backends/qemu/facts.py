@@ -11,30 +11,22 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Protocol
 
 from kuasar.backends.guest_image import INITRD, KERNEL, ImageUnusable, load
+from kuasar.backends.probing import Runner
 from kuasar.backends.qemu.shape import Shape, command_line, cpu_model
 from kuasar.core import log
 from kuasar.core.config import Engine
 from kuasar.core.errors import BackendFailed, DeadlineExceeded
-from kuasar.core.spawn import Completed
 
 DEFAULT_BINARY = "qemu-system-x86_64"
 _MIB = 1024 * 1024
 _ASK_SECONDS = 10.0
 _PROBE_SECONDS = 6.0
 _FIRST_WORDS = b"kuasar-guest:"
-
-
-class Runner(Protocol):
-    """Of a :class:`kuasar.backends.base.Host`, what is needed here."""
-
-    async def run(self, argv: Sequence[str], deadline: float | None) -> Completed:
-        """Run a program to its end."""
 
 
 @dataclass(frozen=True)

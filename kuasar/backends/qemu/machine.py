@@ -22,8 +22,8 @@ from kuasar.backends.processes import HeldProcess, open_log
 from kuasar.backends.qemu.argv import Descriptors, build
 from kuasar.backends.qemu.facts import Setup
 from kuasar.backends.qemu.monitor import Monitor
-from kuasar.backends.qemu.template import Template
 from kuasar.backends.sockets import connect, listen
+from kuasar.backends.template import Template
 from kuasar.core import serial
 from kuasar.core.errors import BackendFailed, KuasarError
 from kuasar.core.threads import in_thread
@@ -185,19 +185,3 @@ def empty_memory(setup: Setup) -> int:
     memory = os.memfd_create("kuasar-memory", os.MFD_CLOEXEC)
     os.ftruncate(memory, setup.shape.memory_bytes)
     return memory
-
-
-def user_of(sandbox_id: str, accel: str) -> User:
-    """As whom a machine runs: an unprivileged number of its own (as good as: by the sandbox's name), in the group of
-    ``/dev/kvm`` where that is used."""
-    import zlib
-
-    number = _FIRST_USER + zlib.crc32(sandbox_id.encode()) % _USERS
-    if os.geteuid() != 0:
-        return ROOT
-    groups = (os.stat("/dev/kvm").st_gid,) if accel == "kvm" else ()
-    return User(number, number, groups)
-
-
-# What systemd sets aside for users that exist only while a service runs.
-_FIRST_USER, _USERS = 61184, 4336

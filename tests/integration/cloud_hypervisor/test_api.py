@@ -16,8 +16,9 @@ import pytest
 
 from kuasar.backends.base import Nic
 from kuasar.backends.cloud_hypervisor import bodies
-from kuasar.backends.cloud_hypervisor.api import Api, socket_path
-from kuasar.backends.cloud_hypervisor.vsock import open_port
+from kuasar.backends.cloud_hypervisor.api import Api
+from kuasar.backends.hybrid_vsock import open_port
+from kuasar.backends.rest import socket_path
 from kuasar.backends.sockets import listen
 from kuasar.core.aio import Loop
 from kuasar.core.errors import BackendFailed, DeadlineExceeded, KuasarError, Unavailable

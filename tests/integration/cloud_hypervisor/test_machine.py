@@ -17,8 +17,8 @@ import pytest
 
 from kuasar.backends.cloud_hypervisor import bodies
 from kuasar.backends.cloud_hypervisor.machine import API_SOCKET, VSOCK_SOCKET, Machine
+from kuasar.backends.making import MakerHost
 from kuasar.backends.processes import HeldProcess
-from kuasar.backends.qemu.maker import MakerHost
 from kuasar.core.aio import Loop
 from kuasar.core.errors import BackendFailed, DeadlineExceeded, KuasarError, Unavailable
 from tests.integration.agent.harness import running_agent

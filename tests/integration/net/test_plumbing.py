@@ -19,10 +19,10 @@ from kuasar.core.errors import (
     Unimplemented,
 )
 from kuasar.core.netlink import RefusedError
+from kuasar.core.taps import close_all, open_tap, tap_name
 from kuasar.workers import network
 from kuasar.workers.network import Network
 from kuasar.workers.rtnetlink import Rtnetlink
-from kuasar.workers.taps import close_all, open_tap, tap_name
 from tests.integration.net.conftest import Maker
 from tests.integration.net.wires import Namespace, Record, configure, open_card, plumb, unplumb
 

@@ -19,9 +19,9 @@ from kuasar.agent import network as inside
 from kuasar.agent.requests import Body
 from kuasar.core.aio import Loop
 from kuasar.core.namespaces import join_netns
+from kuasar.core.taps import close_all, open_tap
 from kuasar.workers import network
 from kuasar.workers.network import Network
-from kuasar.workers.taps import close_all, open_tap
 
 T = TypeVar("T")
 SECONDS = 30.0
@@ -119,10 +119,10 @@ def run_loop(coro: Coroutine[Any, Any, T]) -> T:
         loop.close()
 
 
-def plumb(netns: str, sandbox_id: str, record: Record, queues: int = 1) -> Network:
+def plumb(netns: str, sandbox_id: str, record: Record, queues: int = 1, owner: int | None = None) -> Network:
     loop = Loop()
     try:
-        return loop.run(network.plumb(loop, netns, sandbox_id, queues, record))
+        return loop.run(network.plumb(loop, netns, sandbox_id, queues, record, owner))
     finally:
         loop.close()
 

@@ -242,7 +242,11 @@ class Rig:
         for process in self._processes:
             process.kill()
             process.wait()
+        with suppress(AssertionError):
+            await self.until(lambda: not self.machine_processes(), 5.0)
         self._remove_cgroups()
+        for path in mounts_below(f"{self.root}/state/sandboxes"):  # of a test that failed: else its error is not seen
+            kernel.umount(path)
         if self._is_tiny:
             kernel.umount(f"{self.root}/state")
 
@@ -263,11 +267,21 @@ def _answers(keeper: Keeper) -> bool:
     return True
 
 
+R = TypeVar("R", bound=Rig)
+
+
 @asynccontextmanager
 async def rig(state_kib: int = 0) -> AsyncIterator[Rig]:
     """A started rig, without worker and zygote; with ``state_kib`` its state directory is a disk of that size."""
+    async with started(Rig, state_kib) as made:
+        yield made
+
+
+@asynccontextmanager
+async def started(kind: type[R], state_kib: int = 0) -> AsyncIterator[R]:
+    """Likewise, of a kind."""
     with tempfile.TemporaryDirectory(prefix="kw", dir="/run") as root:
-        made = Rig(Path(root), state_kib)
+        made = kind(Path(root), state_kib)
         await made.router.start()
         try:
             yield made

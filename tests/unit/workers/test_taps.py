@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kuasar.workers.taps import tap_name
+from kuasar.core.taps import tap_name
 
 NAMES = st.text(min_size=1, max_size=64)
 

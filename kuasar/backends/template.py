@@ -78,6 +78,10 @@ class Template:
         """A descriptor at the start of the state. The caller closes it."""
         return os.open(f"{self.directory}/state", os.O_RDONLY | os.O_CLOEXEC)
 
+    def open_memory(self) -> int:
+        """A descriptor of the memory, to be mapped privately. The caller closes it."""
+        return os.open(f"{self.directory}/memory", os.O_RDONLY | os.O_CLOEXEC)
+
 
 class Templates:
     """The templates of this node below ``directory``. ``verified``: a directory that is emptied at boot, in which is

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kuasar.backends.qemu.template import Description, Templates, data_of, digest_of_data, write_sparse
+from kuasar.backends.template import Description, Templates, data_of, digest_of_data, write_sparse
 
 PAGE = 4096
 SIZE = 64 * PAGE
@@ -71,7 +71,7 @@ def test_what_is_zero_is_a_hole_and_a_copy_is_equal(templates: Templates) -> Non
 
 SEEK = """
 import sys
-from kuasar.backends.qemu.template import Templates
+from kuasar.backends.template import Templates
 directory, verified, key = sys.argv[1:]
 print("ready", flush=True)
 sys.stdin.readline()

@@ -1,7 +1,7 @@
 """Tap interfaces: opened by their name in the namespace of the calling thread.
 
-A tap lives as long as somebody has one of its queues open (it is not persistent), so that neither a dead worker nor a
-dead machine leaves one behind.
+A tap lives as long as somebody has one of its queues open, so that neither a dead worker nor a dead machine leaves one
+behind. Only one that a VMM opens by its name (:func:`give_tap`) stays until it is deleted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kuasar.core.errors import AlreadyExists, wrap
 MAX_QUEUES = 256
 """Of one tap, by the kernel."""
 
-_TUNSETIFF = 0x400454CA
+_TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE, _IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x0100, 0x8000
 _REQUEST = struct.Struct("16sH22x")
 _EBUSY = 16
@@ -46,6 +46,19 @@ def open_tap(name: str, queues: int) -> list[int]:
             raise AlreadyExists(f"an interface {name} exists already in the network namespace") from exc
         raise wrap(exc, f"cannot make the tap {name}") from exc
     return opened
+
+
+def give_tap(fds: list[int], owner: int) -> None:
+    """Have the tap behind its one descriptor stay without it, to be opened by a process of user ``owner``, and close
+    that."""
+    (fd,) = fds
+    try:
+        fcntl.ioctl(fd, _TUNSETOWNER, owner)
+        fcntl.ioctl(fd, _TUNSETPERSIST, 1)
+    except OSError as exc:
+        raise wrap(exc, f"cannot give a tap to user {owner}") from exc
+    finally:
+        close_all(fds)
 
 
 def close_all(fds: list[int]) -> None:

@@ -1,0 +1,1 @@
+"""The Firecracker engine: microVMs with disks and nothing shared."""

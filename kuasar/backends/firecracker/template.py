@@ -1,0 +1,71 @@
+"""Templates of Firecracker machines: which there is one of, and what a pod must be like to start as its clone.
+
+A snapshot has the processors, the memory, the drives and the cards of the machine that it was taken of, and nothing
+can be added to a clone. So there is one template per engine: a machine as small as the engine's are, with one card.
+Pods without limits beyond that start as its clones, others boot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+from kuasar.backends.base import MachineSpec, Nic
+from kuasar.backends.firecracker import bodies
+from kuasar.backends.firecracker.facts import Setup
+from kuasar.backends.sizes import Size
+from kuasar.core.config import Engine
+
+FORMAT = 1
+CARDS = 1
+MAC = "02:00:00:00:00:01"
+"""Of the template's card; a clone's agent gives its card the pod's."""
+TAP = "kuasartemplate"
+
+
+def guest_of(setup: Setup, settings: Engine) -> bodies.Guest:
+    """The machine that the template is made of."""
+    nic = Nic("eth0", MAC, 1500, (), TAP)
+    counts = bodies.split_drives(settings.device_ports, CARDS)
+    return bodies.Guest(setup.command_line, 1, settings.memory_mib << 20, *counts, (nic,))
+
+
+def key_of(setup: Setup, settings: Engine) -> str:
+    """Names the template: another one for whatever could make the snapshot unusable."""
+    facts = {
+        "format": FORMAT,
+        "version": setup.version,
+        "binary": _identity(setup.binary),
+        "kernel": _identity(setup.kernel),
+        "image": setup.image_digest,
+        "guest": guest_of(setup, settings),
+        "host": os.uname().release,
+        "processor": _processor(),
+    }
+    text = "\n".join(f"{name}={value}" for name, value in facts.items())
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def why_not(spec: MachineSpec, size: Size, settings: Engine) -> str:
+    """Why the pod cannot be a clone; empty if it can."""
+    if not settings.template:
+        return "template = false"
+    if len(spec.nics) != CARDS:
+        return f"the pod has {len(spec.nics)} network cards, the template {CARDS}"
+    if size != Size(1, settings.memory_mib << 20):
+        return f"the pod needs {size.vcpus} processors and {size.memory_bytes >> 20} MiB, more than the template has"
+    return ""
+
+
+def _identity(path: str) -> str:
+    """Changes when the file does."""
+    found = os.stat(path)
+    return f"{path}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}"
+
+
+def _processor() -> str:
+    """What a snapshot must find again: model and features."""
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        lines = file.read().partition("\n\n")[0].splitlines()
+    wanted = ("vendor_id", "cpu family", "model", "stepping", "flags", "microcode")
+    return "\n".join(line for line in lines if line.split("\t")[0].strip() in wanted)
