@@ -16,6 +16,8 @@ from typing import Any
 import kuasar.agent.drivers.oci  # noqa: F401 - the usual driver, warm in the zygote so that no pod waits for its import
 from kuasar.agent import kernel, network
 from kuasar.agent import setup as pod_setup
+from kuasar.agent.commands import CAPABILITY as COMMANDS
+from kuasar.agent.commands import Commands
 from kuasar.agent.containers import Containers
 from kuasar.agent.drivers.base import SYSCTLS, Context
 from kuasar.agent.drivers.registry import make_driver
@@ -36,6 +38,8 @@ from kuasar.core.spawn import Children
 
 _USUAL_SYSCTLS = frozenset({"net.ipv4.ip_unprivileged_port_start", "net.ipv4.ping_group_range"})
 """Which every pod with a network of its own gets without having asked."""
+_COMMANDS_CGROUP = "/kuasar/commands"
+"""Of a machine of its own."""
 _EXIT_FAILED = 70  # EX_SOFTWARE
 
 
@@ -155,7 +159,7 @@ class Agent:
         )
         driver = make_driver(arguments.driver, context, arguments.options)
         self._events = EventLog()
-        self._capabilities = {*driver.capabilities, TRACE}
+        self._capabilities = {*driver.capabilities, TRACE, COMMANDS}
         operations: dict[str, Operation] = {}
         storage: Storage = HostStorage()
         if machine is not None:
@@ -170,9 +174,11 @@ class Agent:
             loop, children, driver, pids, self._events, storage, exchange, arguments.directory, arguments.sandbox_id
         )
         self._shut_down: Future[None] = Future(loop)
-        operations |= Tasks(self.containers, pids).operations()
+        commands = Commands(loop, children, exchange, arguments.cgroup or _COMMANDS_CGROUP)
+        operations |= Tasks(self.containers, pids).operations() | commands.operations()
         operations |= {"setup": self._setup, "shutdown": self._shutdown, "info": self._info, "network": self._network}
         self._server = Server(loop, listener, self._make_hello, self._events, exchange, operations)
+        self._server.on_worker = commands.worker_changed
 
     async def wait(self) -> None:
         """Until the agent has been shut down and has said so."""

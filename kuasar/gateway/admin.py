@@ -1,4 +1,4 @@
-"""The admin service, ``kuasar.admin.v1.Admin``: what there is on this node, for operators (kuasarctl). Changes nothing.
+"""The admin service, ``kuasar.admin.v1.Admin``: what there is on this node, for operators (kuasarctl).
 
 The list never asks a worker: it is put together from greetings, records and one question to supervisord.
 """
@@ -23,6 +23,7 @@ from kuasar.core.ids import require_id
 from kuasar.core.programs import run_program
 from kuasar.core.records import Summary
 from kuasar.gateway.calls import Call
+from kuasar.gateway.commands import Commands
 from kuasar.gateway.directory import Directory
 from kuasar.gateway.feed import Feed
 from kuasar.gateway.grpc_server import grpc_status
@@ -52,6 +53,7 @@ class AdminService:
         self._supervision = supervision
         self._feed = feed
         self._asking_engines = asyncio.Lock()
+        self._commands = Commands(f"{config.state_dir}/commands", directory, workers)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a gRPC server needs to serve it."""
@@ -72,6 +74,11 @@ class AdminService:
             self.Watch,
             request_deserializer=pb.WatchRequest.FromString,
             response_serializer=pb.Event.SerializeToString,
+        )
+        handlers["Exec"] = grpc.stream_stream_rpc_method_handler(
+            self._commands.serve,
+            request_deserializer=pb.ExecRequest.FromString,
+            response_serializer=pb.ExecResponse.SerializeToString,
         )
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 

@@ -23,6 +23,7 @@ from kuasar.core.failpoints import failpoint
 from kuasar.core.ids import require_id
 from kuasar.core.spawn import Children
 from kuasar.supervisor.keeper_client import Keeper
+from kuasar.workers.commands import Commands
 from kuasar.workers.sandbox import Sandbox
 from kuasar.workers.states import State
 from kuasar.workers.tasks import Tasks
@@ -49,6 +50,7 @@ class Worker:
         self._bus.on_acked = self._sandbox.forget_answers
         self._bus.on_outdated = lambda: self._finished.set_result(EXIT_OUTDATED)
         self._tasks = Tasks(self._sandbox, self._bus.publish, Keeper(config.supervisor.keeper))
+        self._commands = Commands(self._sandbox, self._tasks.stdio)
 
     async def serve(self) -> int:
         """Serve until the sandbox is gone; gives the exit code."""
@@ -95,6 +97,8 @@ class Worker:
         try:
             if op.startswith("task."):
                 reply = await self._tasks.handle(op, body, request.key, request.deadline)
+            elif op.startswith("command."):
+                reply = await self._commands.handle(op, body, request.deadline)
             else:
                 reply = await self._handle_sandbox(op, body, request.key, request.deadline)
             failpoint("worker.answer")

@@ -17,7 +17,7 @@ import msgpack
 
 from kuasar.agent.protocol import LAST_BYTES, MAX_DATA_BYTES, WINDOW_BYTES, Data, Window
 from kuasar.core import log
-from kuasar.core.aio import Loop
+from kuasar.core.aio import Future, Loop
 from kuasar.core.fifo import open_fifo
 from kuasar.workers.keeping import Keeping
 from kuasar.workers.spool import Spool
@@ -122,6 +122,18 @@ class OutputRelay(Relay):
     _telling = False
     _blocked = False
     """Whether the FIFO is full and watched."""
+    _passed: Future[None] | None = None
+
+    async def passed_on(self) -> None:
+        """Until the whole stream is in the FIFO, or the relay is closed."""
+        if self._spool is not None:
+            self._passed = self._passed or self._loop.future()
+            await self._passed
+
+    def _close_spool(self) -> None:
+        super()._close_spool()
+        if self._passed is not None:
+            self._passed.set_result(None)
 
     def connected(self, send: Send) -> None:
         self._send = send

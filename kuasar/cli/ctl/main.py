@@ -18,6 +18,7 @@ _COMMANDS = {
     "doctor": "kuasar.cli.ctl.doctor.command",
     "engines": "kuasar.cli.ctl.commands.host",
     "events": "kuasar.cli.ctl.commands.host",
+    "exec": "kuasar.cli.ctl.commands.execute",
     "gc": "kuasar.cli.ctl.commands.host",
     "inspect": "kuasar.cli.ctl.commands.sandboxes",
     "logs": "kuasar.cli.ctl.commands.endings",
@@ -38,7 +39,7 @@ class _Commands(click.Group):
         module = _COMMANDS.get(cmd_name)
         if module is None:
             return super().get_command(ctx, cmd_name)
-        command: click.Command = getattr(importlib.import_module(module), cmd_name)
+        command: click.Command = getattr(importlib.import_module(module), cmd_name.replace("-", "_"))
         return command
 
 
