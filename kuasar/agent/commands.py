@@ -29,7 +29,7 @@ from kuasar.core.spawn import PATH, Children, Exit
 from kuasar.core.threads import in_thread
 
 CAPABILITY = "commands"
-STREAMS_OF = "+"
+STREAMS_OF = "@"
 """Where the id of a stream has a container: no container is called that."""
 MOST = 16
 """Commands of a sandbox at a time."""
@@ -182,7 +182,7 @@ class Commands:
 
     def _time_is_over(self, command: Command, seconds: float) -> None:
         if not command.dead:
-            command.reason = f"it had not ended after {seconds:g} s"
+            command.reason = f"timed out: it had not ended after {seconds:g} s"
             log.info("a command's time is over", command=command.id, seconds=seconds)
             self._kill_all(command)
 

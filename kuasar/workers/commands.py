@@ -1,7 +1,8 @@
 """The requests ``command.*``: an operator's commands in the sandbox itself, carried out by the agent.
 
 ``command.run`` lasts as long as the command: when whoever asked for it is gone, or has lost interest, the request is
-cancelled and the command ends with it. A successor of this worker gets the request again and goes on with what it finds running.
+cancelled and the command ends with it. A successor of this worker gets the request again and goes on with what it finds
+running.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from kuasar.workers.keeping import Keeper, Keeping
 from kuasar.workers.relays import Discard, InputRelay, OutputRelay, Relay
 
 FIELDS = ("stdin", "stdout", "stderr")
-COMMANDS = "+"
+COMMANDS = "@"
 """In the place of a container, for commands in the sandbox itself (``agent/commands.py``)."""
 
 

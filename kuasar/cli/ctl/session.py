@@ -31,6 +31,8 @@ _MANY_INTERRUPTS = 3
 _INTERRUPTED = 128 + signal.SIGINT
 _NO_READER = 128 + signal.SIGPIPE
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
+_USUAL_SIZE = pb.TerminalSize(width=80, height=24)
+"""Where none of our streams is a terminal."""
 
 
 class Session:
@@ -63,9 +65,8 @@ class Session:
             stdin=with_stdin,
             terminal=terminal,
         )
-        size = _size() if terminal else None
-        if size is not None:
-            start.size.CopyFrom(size)
+        if terminal:
+            start.size.CopyFrom(_size() or _USUAL_SIZE)
         self._requests.put(pb.ExecRequest(start=start))
 
     def run(self, node: Node) -> tuple[int, str]:
