@@ -113,7 +113,7 @@ def _write_applets(root: str, unpacked: Unpacked) -> None:
     shutil.copyfile(program, f"{root}/usr/{recipe.BUSYBOX}")
     os.chmod(f"{root}/usr/{recipe.BUSYBOX}", 0o755)  # noqa: S103 - a program
     known = subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout.split()
-    for name in sorted(recipe.APPLETS & set(known)):
+    for name in sorted(set(recipe.APPLETS.split()) & set(known)):
         os.symlink("busybox", f"{root}/usr/bin/{name}")
 
 
