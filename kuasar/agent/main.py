@@ -62,6 +62,7 @@ class Arguments:
     driver: str
     options: dict[str, Any]
     log_level: str
+    log_format: str
     failpoints: str
     """Where they are armed (``core/failpoints.py``); empty: nowhere."""
 
@@ -79,6 +80,7 @@ class Arguments:
             driver=body.text("driver"),
             options=body.mapping("options"),
             log_level=body.text("log_level") or "info",
+            log_format=body.text("log_format") or "logfmt",
             failpoints=body.text("failpoints"),
         )
 
@@ -91,7 +93,7 @@ def run(args: dict[str, Any], listen_fd: int, machine: Machine | None = None) ->
     """
     try:
         arguments = Arguments.parse(args)
-        log.configure(arguments.log_level, agent=arguments.sandbox_id)
+        log.configure(arguments.log_level, form=arguments.log_format, sandbox=arguments.sandbox_id, process="agent")
         failpoints.configure(arguments.failpoints)
         host_proc = _enter(arguments)
         return _serve(arguments, listen_fd, host_proc, machine)
@@ -176,7 +178,13 @@ class Agent:
         self._shut_down: Future[None] = Future(loop)
         commands = Commands(loop, children, exchange, arguments.cgroup or _COMMANDS_CGROUP)
         operations |= Tasks(self.containers, pids).operations() | commands.operations()
-        operations |= {"setup": self._setup, "shutdown": self._shutdown, "info": self._info, "network": self._network}
+        operations |= {
+            "setup": self._setup,
+            "shutdown": self._shutdown,
+            "info": self._info,
+            "network": self._network,
+            "log_level": self._log_level,
+        }
         self._server = Server(loop, listener, self._make_hello, self._events, exchange, operations)
         self._server.on_worker = commands.worker_changed
 
@@ -227,6 +235,15 @@ class Agent:
     def _end(self) -> None:
         if not self._shut_down.done:
             self._shut_down.set_result(None)
+
+    async def _log_level(self, body: Body, deadline: float | None) -> dict[str, Any]:
+        level = body.text("level")
+        if level and level not in log.LEVELS:
+            raise body.error("level", f"{level!r:.80} is none of {', '.join(log.LEVELS)}")
+        if level:
+            log.set_level(level)
+            log.info("log level", level=level)
+        return {"level": log.level()}
 
     async def _info(self, body: Body, deadline: float | None) -> dict[str, Any]:
         return {"containers": self.containers.ids, "load": list(os.getloadavg()), "memory": _memory()}

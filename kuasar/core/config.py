@@ -14,6 +14,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
+from kuasar.core import log
 from kuasar.core.engines import BACKEND_MODULES, GVISOR_PLATFORMS
 from kuasar.core.errors import InvalidArgument, KuasarError
 
@@ -165,6 +166,9 @@ class Config:
     log_dir: str = "/var/log/kuasar"
     cache_dir: str = "/var/cache/kuasar"
     log_level: str = "info"
+    """``debug``, ``info``, ``warning`` or ``error``; ``kuasarctl log-level`` changes it in running processes."""
+    log_format: str = "logfmt"
+    """Of our own lines: ``logfmt`` or ``json``. A guest's agent writes logfmt to its console in any case."""
     gateway: Gateway = Gateway()
     containerd: Containerd = Containerd()
     supervisor: Supervisor = Supervisor()
@@ -209,7 +213,6 @@ class Config:
         return f"ipc://{self.state_dir}/bus.sock"
 
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
 TASK_APIS = ("ttrpc", "grpc")
 _MAX_SOCKET_PATH = 107
 _MOST_VCPUS = 240
@@ -306,8 +309,12 @@ def _name_of(raw: Any) -> str:
 
 def _check_meaning(config: Config, problems: list[str]) -> None:
     """What types cannot say: references, ranges, path forms."""
-    if config.log_level not in LOG_LEVELS:
-        problems.append(f"log_level: {config.log_level!r} is none of {', '.join(LOG_LEVELS)}")
+    for key, value, allowed in (
+        ("log_level", config.log_level, log.LEVELS),
+        ("log_format", config.log_format, log.FORMATS),
+    ):
+        if value not in allowed:
+            problems.append(f"{key}: {value!r} is none of {', '.join(allowed)}")
     for key in ("state_dir", "log_dir", "cache_dir"):
         value = getattr(config, key)
         if not os.path.isabs(value) or os.path.normpath(value) != value:

@@ -18,7 +18,7 @@ import grpc.aio
 from kuasar.api.gen.kuasar.admin.v1 import admin_pb2 as pb
 from kuasar.core import log, records
 from kuasar.core.config import Config
-from kuasar.core.errors import BackendFailed, KuasarError, NotFound, wrap
+from kuasar.core.errors import BackendFailed, InvalidArgument, KuasarError, NotFound, wrap
 from kuasar.core.ids import require_id
 from kuasar.core.programs import run_program
 from kuasar.core.records import Summary
@@ -61,6 +61,7 @@ class AdminService:
             "ListSandboxes": (self.ListSandboxes, pb.ListSandboxesRequest),
             "GetSandbox": (self.GetSandbox, pb.GetSandboxRequest),
             "Engines": (self.Engines, pb.EnginesRequest),
+            "LogLevel": (self.LogLevel, pb.LogLevelRequest),
         }
         handlers: dict[str, Any] = {
             name: grpc.unary_unary_rpc_method_handler(
@@ -121,6 +122,35 @@ class AdminService:
             return pb.EnginesResponse(engines=[pb.Engine(**values) for values in json.loads(done.out)])
         except (ValueError, TypeError) as exc:
             raise BackendFailed(f"the engines' answer is not understood: {exc}") from exc
+
+    async def LogLevel(self, request: pb.LogLevelRequest, deadline: float) -> pb.LogLevelResponse:
+        """See admin.proto. The workers are asked side by side: one that hangs keeps nobody but itself."""
+        if request.level and request.level not in log.LEVELS:
+            raise InvalidArgument(f"level: {request.level!r:.80} is none of {', '.join(log.LEVELS)}", field="level")
+        sandboxes = [require_id(sandbox, "sandboxes") for sandbox in request.sandboxes]
+        found: list[pb.ProcessLogLevel] = []
+        if request.gateway:
+            if request.level:
+                log.set_level(request.level)
+                log.info("log level", level=request.level)
+            found.append(pb.ProcessLogLevel(process="gateway", level=log.level()))
+        asked = await asyncio.gather(*(self._log_level(sandbox, request.level, deadline) for sandbox in sandboxes))
+        return pb.LogLevelResponse(processes=[*found, *(each for both in asked for each in both)])
+
+    async def _log_level(self, sandbox: str, level: str, deadline: float) -> list[pb.ProcessLogLevel]:
+        """Of a worker and its agent."""
+        try:
+            if not self._directory.knows(sandbox):
+                raise NotFound(f"sandbox {sandbox} does not exist, or its worker has not greeted this gateway")
+            call = Call(self._directory.namespace_of(sandbox), deadline)
+            reply = await self._workers.read(sandbox, "sandbox.log_level", {"level": level}, call)
+        except KuasarError as exc:
+            return [pb.ProcessLogLevel(process="worker", sandbox=sandbox, error=exc.message)]
+        found = [pb.ProcessLogLevel(process="worker", sandbox=sandbox, level=reply["worker"])]
+        if reply["agent"] or reply["agent_error"]:
+            agent, error = reply["agent"], reply["agent_error"]
+            found.append(pb.ProcessLogLevel(process="agent", sandbox=sandbox, level=agent, error=error))
+        return found
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Event]:
         """See admin.proto."""

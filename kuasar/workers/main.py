@@ -124,6 +124,8 @@ class Worker:
                 return await sandbox.metrics()
             case "sandbox.update":
                 return await sandbox.update(body, deadline)
+            case "sandbox.log_level":
+                return await self._log_level(str(body["level"]), deadline)
             case "sandbox.shutdown":
                 reply = await sandbox.shutdown()
                 self._tasks.close()
@@ -133,11 +135,27 @@ class Worker:
             case _:
                 raise Unimplemented(f"unknown operation {op!r}", capability=op)
 
+    async def _log_level(self, level: str, deadline: float | None) -> dict[str, Any]:
+        """Of this process and, while the machine runs, of its agent; empty: only look."""
+        if level and level not in log.LEVELS:
+            raise InvalidArgument(f"level: {level!r:.80} is none of {', '.join(log.LEVELS)}", field="level")
+        if level:
+            log.set_level(level)
+            log.info("log level", level=level)
+        agent, error = "", ""
+        if self._sandbox.state is State.READY:
+            try:
+                reply = await self._sandbox.call_agent("log_level", {"level": level}, "", deadline)
+                agent = str(reply["level"])
+            except KuasarError as exc:
+                error = exc.message
+        return {"worker": log.level(), "agent": agent, "agent_error": error}
+
 
 def run(args: dict[str, Any], config: Config) -> int:
     """Be the worker of ``args["sandbox"]``. Called in a fresh process; gives its exit code."""
     sandbox_id = require_id(args.get("sandbox"), "sandbox")
-    log.configure(config.log_level, sandbox=sandbox_id)
+    log.configure(config.log_level, form=config.log_format, sandbox=sandbox_id)
     failpoints.configure(config.failpoints_dir)
     os.umask(0o077)
     loop = Loop()

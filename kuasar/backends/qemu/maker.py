@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load(options.config)
         settings = config.engine(options.engine)
-        log.configure(config.log_level, maker=options.engine)
+        log.configure(config.log_level, form=config.log_format, maker=options.engine)
         loop = Loop()
         loop.run(make(loop, settings, say))
     except ConfigError as exc:

@@ -21,6 +21,7 @@ _COMMANDS = {
     "exec": "kuasar.cli.ctl.commands.execute",
     "gc": "kuasar.cli.ctl.commands.host",
     "inspect": "kuasar.cli.ctl.commands.sandboxes",
+    "log-level": "kuasar.cli.ctl.commands.levels",
     "logs": "kuasar.cli.ctl.commands.endings",
     "ps": "kuasar.cli.ctl.commands.sandboxes",
     "template": "kuasar.cli.ctl.commands.templates",
