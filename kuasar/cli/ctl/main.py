@@ -15,6 +15,7 @@ from kuasar.core.config import DEFAULT_PATH, ConfigError, load
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {words}" for code, words in EXIT_CODES.items()) + "."
 _COMMANDS = {
+    "bench": "kuasar.cli.ctl.commands.bench",
     "doctor": "kuasar.cli.ctl.doctor.command",
     "engines": "kuasar.cli.ctl.commands.host",
     "events": "kuasar.cli.ctl.commands.host",
