@@ -272,7 +272,9 @@ class Commands:
 def find_program(name: str, path: str, cwd: str) -> tuple[str, int, str]:
     """The program that ``name`` means, and otherwise the exit status of a shell that cannot find or execute it, and
     why."""
-    if "/" in name:
+    if not name:
+        candidates = []
+    elif "/" in name:
         candidates = [os.path.join(cwd, name)]
     else:
         candidates = [os.path.join(cwd, directory or ".", name) for directory in path.split(":")]

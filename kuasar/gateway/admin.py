@@ -85,9 +85,9 @@ class AdminService:
 
     async def ListSandboxes(self, request: pb.ListSandboxesRequest, deadline: float) -> pb.ListSandboxesResponse:
         """See admin.proto."""
-        restarts, error = await self._restarts()
-        # In a thread: a thousand files are no moment on a busy loop.
-        found = await asyncio.to_thread(records.read_all, self._config.sandboxes_dir)
+        # In a thread: a thousand files are no moment on a busy loop. supervisord answers meanwhile.
+        reading = asyncio.to_thread(records.read_all, self._config.sandboxes_dir)
+        (restarts, error), found = await asyncio.gather(self._restarts(), reading)
         summaries = {summary.id: summary for summary in found}
         for sandbox in self._directory.sandboxes:
             # Between Controller.Create and its first record a sandbox is only ours to know.
@@ -176,7 +176,7 @@ class AdminService:
         """By sandbox, and why they are not known."""
         try:
             async with asyncio.timeout(_RESTARTS_SECONDS):
-                return {state["id"]: state["restarts"] for state in await self._supervision.states()}, ""
+                return await self._supervision.restarts(), ""
         except KuasarError as exc:
             return {}, exc.message
         except TimeoutError:

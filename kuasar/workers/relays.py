@@ -265,6 +265,12 @@ class InputRelay(Relay):
         spool.forget(min(frame.taken, self._sent))
         self._pass_on()
 
+    def ask(self) -> None:
+        """Have the agent say what it takes: it has done so when it was connected, which may have been before this relay
+        was made. Harmless when the agent does not know the stream yet."""
+        if self._send is not None:
+            self._send(Data(self.stream, 0, b""))
+
     def close_writer(self) -> None:
         """The caller wants its input to end when it has closed its own end; harmless to repeat."""
         if self._held_open and self._fifo is not None:

@@ -56,6 +56,8 @@ class Stdio:
             raise
         for relay in made:
             self._add(relay)
+            if adopt and isinstance(relay, InputRelay):
+                relay.ask()
         return {field: STREAM if field in _used(paths) else "" for field in FIELDS}
 
     def restore(self, container_id: str, exec_id: str, paths: Mapping[str, Any]) -> None:

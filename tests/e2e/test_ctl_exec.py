@@ -249,7 +249,7 @@ def terminal(pod: Pod) -> Iterator[Terminal]:
 
 def test_a_shell_in_a_terminal(terminal: Terminal) -> None:
     terminal.wait_for(rb"30 100\r\n")
-    terminal.wait_for(rb"# $")
+    terminal.wait_for(rb"# ")
     terminal.type(b"tty; echo $((40 + 2))\r")
     terminal.wait_for(rb"/dev/pts/\d+\r\n42\r\n")
     terminal.resize(71, 33)
