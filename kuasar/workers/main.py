@@ -24,6 +24,7 @@ from kuasar.core.ids import require_id
 from kuasar.core.spawn import Children
 from kuasar.supervisor.keeper_client import Keeper
 from kuasar.workers.commands import Commands
+from kuasar.workers.logfiles import keep_small
 from kuasar.workers.sandbox import Sandbox
 from kuasar.workers.states import State
 from kuasar.workers.tasks import Tasks
@@ -42,6 +43,7 @@ class Worker:
     def __init__(self, loop: Loop, config: Config, sandbox_id: str) -> None:
         self._loop = loop
         self._children = Children(loop)
+        self._log_max_bytes = config.supervisor.log_max_bytes
         self._instance = uuid.uuid4().hex
         self._finished: Future[int] = loop.future()
         self._sandbox = Sandbox(loop, self._children, config, sandbox_id)
@@ -62,6 +64,7 @@ class Worker:
             log.error("the sandbox cannot be taken over", error=exc)
         failpoint("worker.greeting")
         self._bus.start()
+        self._loop.spawn(keep_small(self._loop, self._sandbox.log_path, self._log_max_bytes), "the agent's log")
         self._loop.call_later(_UNUSED_SECONDS, self._give_up_if_unused)
         code = await self._finished
         await self._bus.close()
