@@ -66,7 +66,9 @@ class Supervisor:
     """``[supervisor]``: how the processes of the tree find supervisord, the zygote and the keeper."""
 
     socket: str = "/run/kuasar/supervisor.sock"
+    """Unix socket of supervisord's XML-RPC, which supervisorctl uses, too."""
     zygote: str = "/run/kuasar/zygote.sock"
+    """Unix socket of the zygote, from which workers and agents are forked."""
     keeper: str = "/run/kuasar/keeper.sock"
     """Unix socket of the keeper, which holds descriptors for gateway and workers; mode 0600 in a 0700 directory."""
     preload: tuple[str, ...] = (
@@ -79,7 +81,9 @@ class Supervisor:
     """Modules the zygote imports before it forks, so that no sandbox pays for them; missing ones are skipped, with
     a line in the log."""
     log_max_bytes: int = 4 * 1024 * 1024
+    """Size at which a log is rotated, and at which the older half of an agent's log goes; 0: never."""
     log_backups: int = 1
+    """Rotated files that are kept of each log."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,9 @@ class Config:
     state_dir: str = "/run/kuasar"
     """Sandbox directories and sockets; lost at reboot, as the sandboxes are."""
     log_dir: str = "/var/log/kuasar"
+    """Logs of our processes, and in `sandboxes/` those of each sandbox."""
     cache_dir: str = "/var/cache/kuasar"
+    """Compiled Wasm modules and templates of machines; may be removed while nothing runs."""
     log_level: str = "info"
     """``debug``, ``info``, ``warning`` or ``error``; ``kuasarctl log-level`` changes it in running processes."""
     log_format: str = "logfmt"
