@@ -76,7 +76,7 @@ def _table(title: str, kind: type[Any]) -> Iterator[str]:
     yield f"## {title}"
     yield ""
     if kind is not Config:
-        yield inspect.cleandoc(kind.__doc__ or "").partition(": ")[2].capitalize().replace("\n", " ")
+        yield inspect.cleandoc(kind.__doc__ or "").partition(": ")[2].capitalize().replace("\n", " ").replace("``", "`")
         yield ""
     yield "| key | type | default | |"
     yield "|---|---|---|---|"
@@ -89,7 +89,7 @@ def _table(title: str, kind: type[Any]) -> Iterator[str]:
 
 
 def _type(hint: Any) -> str:
-    names = {str: "text", int: "number", bool: "boolean"}
+    names = {str: "text", int: "number", float: "number", bool: "boolean"}
     return names.get(hint, "list of text")
 
 

@@ -108,6 +108,7 @@ class SupervisorClient:
     def counts(self, timeout: float = DEFAULT_SECONDS) -> dict[str, int]:
         """How many workers there are in each state."""
         return cast("dict[str, int]", self._call("counts", (), timeout))
+
     def restarts(self, timeout: float = DEFAULT_SECONDS) -> dict[str, int]:
         """How often each worker has been restarted after a crash: cheap, also for hundreds."""
         return {str(sandbox): int(count) for sandbox, count in json.loads(self._call("restarts", (), timeout)).items()}
