@@ -27,7 +27,7 @@ def write_initrd(path: str, unpacked: Unpacked, kernel: KernelModules, modules_f
     for name in ("bin", "dev", "modules", "newroot", "proc", "sys"):
         writer.directory(name)
     writer.device("dev/console", 0o600, 5, 1)
-    writer.regular("bin/busybox", _read(unpacked.path("bin/busybox")), 0o755)
+    writer.regular("bin/busybox", _read(unpacked.path(recipe.BUSYBOX)), 0o755)
     names = kernel.in_order(recipe.EARLY_MODULES)
     writer.regular("modules/order", "".join(f"{name}\n" for name in names).encode())
     for name in names:

@@ -29,7 +29,7 @@ PACKAGES = (
     "libyajl2",
     "libzstd1",
     "libc6",
-    # the first seconds: loads the modules that the root disk needs, then it is gone
+    # the first seconds: loads the modules that the root disk needs; later an operator's commands (kuasarctl exec)
     "busybox-static",
     # of the build, not of the image: mkfs.erofs
     "erofs-utils",
@@ -39,7 +39,21 @@ PACKAGES = (
 )
 
 PROGRAMS = ("usr/bin/python3.11", "usr/bin/crun")
-"""The only programs of the running guest, with :data:`SCRIPTS`. Their libraries follow from them."""
+"""The only programs of the running guest, with :data:`BUSYBOX` and :data:`SCRIPTS`. Their libraries follow."""
+
+BUSYBOX = "bin/busybox"
+"""Linked statically."""
+
+APPLETS = """
+[ awk base64 basename blkid blockdev cat chmod chown cmp cp cut date dd df diff dirname dmesg du echo egrep env expr
+false fgrep find free grep gunzip gzip head hexdump hostname id ifconfig ionice ip kill killall less ln losetup ls lsmod
+md5sum mkdir mkfifo mknod mktemp more mount mv nc netstat nice nl nohup nproc nsenter nslookup od pgrep pidof ping ping6
+pkill printf ps pwd readlink realpath renice reset rm rmdir route sed seq setsid sh sha256sum sleep sort stat strings
+stty sync sysctl tac tail tar taskset tee telnet test tftp time timeout top touch tr traceroute true truncate tty umount
+uname uniq unshare uptime vi watch wc wget which whoami xargs xxd yes zcat
+"""
+"""Names of busybox in the running guest, for the commands of an operator; what it was not built with is left out.
+Containers have their own root and do not see them (docs/decisions/0012-busybox-in-the-guest.md)."""
 
 SCRIPTS = {
     "usr/sbin/modprobe": "#!/usr/bin/python3.11 -ISB\nfrom guest.pid1.modprobe import main\nraise SystemExit(main())\n",

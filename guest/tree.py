@@ -40,6 +40,7 @@ def write_root(root: str, checkout: str, unpacked: Unpacked, kernel: KernelModul
             file.write(text)
     binaries = _write_python(root, checkout, unpacked)
     _write_programs(root, unpacked, binaries)
+    _write_applets(root, unpacked)
     write_modules(f"{root}/usr/lib/modules", kernel, modules_from)
     for name, text in recipe.SCRIPTS.items():
         with open(f"{root}/{name}", "w", encoding="utf-8") as file:
@@ -104,6 +105,16 @@ def _write_programs(root: str, unpacked: Unpacked, binaries: list[str]) -> None:
             os.symlink(
                 f"../lib/x86_64-linux-gnu/{os.path.basename(file)}", f"{root}/usr/lib64/{os.path.basename(file)}"
             )
+
+
+def _write_applets(root: str, unpacked: Unpacked) -> None:
+    """Busybox under its names, as far as it has them."""
+    program = unpacked.path(recipe.BUSYBOX)
+    shutil.copyfile(program, f"{root}/usr/{recipe.BUSYBOX}")
+    os.chmod(f"{root}/usr/{recipe.BUSYBOX}", 0o755)  # noqa: S103 - a program
+    known = subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout.split()
+    for name in sorted(set(recipe.APPLETS.split()) & set(known)):
+        os.symlink("busybox", f"{root}/usr/bin/{name}")
 
 
 def write_modules(directory: str, kernel: KernelModules, modules_from: str) -> None:

@@ -45,6 +45,8 @@ class AgentClient:
         self._on_stream: StreamHandler | None = None
         self._on_close: Callable[[], None] | None = None
         self._lost = ""
+        self.capabilities: frozenset[str] = frozenset()
+        """What the agent has said that it can."""
         self._channel = Channel(loop, sock, self._on_frame, self._on_lost)
 
     # -- greeting --------------------------------------------------------------------------------------------------
@@ -56,6 +58,7 @@ class AgentClient:
             self.close()
             raise Unavailable(f"the agent speaks version {hello.version}, this worker version {VERSION}")
         self._can_trace = TRACE in hello.capabilities
+        self.capabilities = frozenset(hello.capabilities)
         return hello
 
     @property

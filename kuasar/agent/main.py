@@ -16,6 +16,8 @@ from typing import Any
 import kuasar.agent.drivers.oci  # noqa: F401 - the usual driver, warm in the zygote so that no pod waits for its import
 from kuasar.agent import kernel, network
 from kuasar.agent import setup as pod_setup
+from kuasar.agent.commands import CAPABILITY as COMMANDS
+from kuasar.agent.commands import Commands
 from kuasar.agent.containers import Containers
 from kuasar.agent.drivers.base import SYSCTLS, Context
 from kuasar.agent.drivers.registry import make_driver
@@ -36,6 +38,8 @@ from kuasar.core.spawn import Children
 
 _USUAL_SYSCTLS = frozenset({"net.ipv4.ip_unprivileged_port_start", "net.ipv4.ping_group_range"})
 """Which every pod with a network of its own gets without having asked."""
+_COMMANDS_CGROUP = "/kuasar/commands"
+"""Of a machine of its own."""
 _EXIT_FAILED = 70  # EX_SOFTWARE
 
 
@@ -58,6 +62,7 @@ class Arguments:
     driver: str
     options: dict[str, Any]
     log_level: str
+    log_format: str
     failpoints: str
     """Where they are armed (``core/failpoints.py``); empty: nowhere."""
 
@@ -75,6 +80,7 @@ class Arguments:
             driver=body.text("driver"),
             options=body.mapping("options"),
             log_level=body.text("log_level") or "info",
+            log_format=body.text("log_format") or "logfmt",
             failpoints=body.text("failpoints"),
         )
 
@@ -87,7 +93,7 @@ def run(args: dict[str, Any], listen_fd: int, machine: Machine | None = None) ->
     """
     try:
         arguments = Arguments.parse(args)
-        log.configure(arguments.log_level, agent=arguments.sandbox_id)
+        log.configure(arguments.log_level, form=arguments.log_format, sandbox=arguments.sandbox_id, process="agent")
         failpoints.configure(arguments.failpoints)
         host_proc = _enter(arguments)
         return _serve(arguments, listen_fd, host_proc, machine)
@@ -155,7 +161,7 @@ class Agent:
         )
         driver = make_driver(arguments.driver, context, arguments.options)
         self._events = EventLog()
-        self._capabilities = {*driver.capabilities, TRACE}
+        self._capabilities = {*driver.capabilities, TRACE, COMMANDS}
         operations: dict[str, Operation] = {}
         storage: Storage = HostStorage()
         if machine is not None:
@@ -170,9 +176,17 @@ class Agent:
             loop, children, driver, pids, self._events, storage, exchange, arguments.directory, arguments.sandbox_id
         )
         self._shut_down: Future[None] = Future(loop)
-        operations |= Tasks(self.containers, pids).operations()
-        operations |= {"setup": self._setup, "shutdown": self._shutdown, "info": self._info, "network": self._network}
+        commands = Commands(loop, children, exchange, arguments.cgroup or _COMMANDS_CGROUP)
+        operations |= Tasks(self.containers, pids).operations() | commands.operations()
+        operations |= {
+            "setup": self._setup,
+            "shutdown": self._shutdown,
+            "info": self._info,
+            "network": self._network,
+            "log_level": self._log_level,
+        }
         self._server = Server(loop, listener, self._make_hello, self._events, exchange, operations)
+        self._server.on_worker = commands.worker_changed
 
     async def wait(self) -> None:
         """Until the agent has been shut down and has said so."""
@@ -221,6 +235,15 @@ class Agent:
     def _end(self) -> None:
         if not self._shut_down.done:
             self._shut_down.set_result(None)
+
+    async def _log_level(self, body: Body, deadline: float | None) -> dict[str, Any]:
+        level = body.text("level")
+        if level and level not in log.LEVELS:
+            raise body.error("level", f"{level!r:.80} is none of {', '.join(log.LEVELS)}")
+        if level:
+            log.set_level(level)
+            log.info("log level", level=level)
+        return {"level": log.level()}
 
     async def _info(self, body: Body, deadline: float | None) -> dict[str, Any]:
         return {"containers": self.containers.ids, "load": list(os.getloadavg()), "memory": _memory()}

@@ -45,10 +45,10 @@ class _Remote(Streams):
     def _input_ended(self) -> None:
         """All input has been written to the process."""
 
-    async def drain(self) -> None:
+    async def drain(self, seconds: float | None = DRAIN_SECONDS) -> None:
         """After the exit: until the output has ended, for a bounded time, and until the worker has all of it, however
         long that takes (no worker, nobody to tell the exit)."""
-        deadline = time.monotonic() + DRAIN_SECONDS
+        deadline = None if seconds is None else time.monotonic() + seconds
         for sender in self._outputs.values():
             sender.hurry()
         for sender in self._outputs.values():

@@ -30,6 +30,7 @@ MAX_REQUESTS = 1024
 MAX_WAITS = 8192
 _OPERATION_SECONDS = 120.0
 """What nobody gave a deadline to ends after this; only waits may last for ever."""
+_WAITS = frozenset({"task.wait", "command.wait"})
 _FLUSH_SECONDS = 1.0
 _PEER = struct.Struct("3i")  # pid, uid, gid
 
@@ -56,6 +57,8 @@ class Server:
         self._channel: Channel | None = None
         self._under_way = 0
         self._waits = 0
+        self.on_worker: Callable[[], None] = lambda: None
+        """Called when a worker has connected."""
         events.on_publish = self._send_event
         listener.setblocking(False)
         loop.add_reader(listener.fileno(), self._accept)
@@ -81,6 +84,7 @@ class Server:
         for event in self._events.unacknowledged():
             channel.send(event)
         self._exchange.connected(channel)
+        self.on_worker()
 
     def _on_close(self, reason: str) -> None:
         log.info("the worker is gone", reason=reason)
@@ -144,7 +148,7 @@ class Server:
         if operation is None:
             raise NotFound(f"op: there is no operation {request.op!r:.80}")
         body = Body(request.body)
-        if request.op == "task.wait":
+        if request.op in _WAITS:
             deadline = None if request.timeout is None else time.monotonic() + request.timeout
             if self._waits >= MAX_WAITS:
                 raise ResourceExhausted(f"{MAX_WAITS} waits are under way already")

@@ -82,9 +82,10 @@ class Streams(ABC):
         """The process has its descriptors; ``console``: the terminal's master, which is ours from now on."""
         _close_all(self._theirs)
 
-    async def drain(self) -> None:
-        """After the exit: returns when all output has been handed over, or its time is up."""
-        await _drain(self._loop, self._output_pumps())
+    async def drain(self, seconds: float | None = DRAIN_SECONDS) -> None:
+        """After the exit: returns when all output has been handed over, or when output has been held open for
+        ``seconds`` (None: however long it takes)."""
+        await _drain(self._loop, self._output_pumps(), seconds)
 
     def counts(self) -> dict[str, int]:
         """What is known of how much the process has written: ``stdout_bytes``, ``stderr_bytes``."""
@@ -276,8 +277,8 @@ def resize_terminal(master: int | None, width: int, height: int) -> None:
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
 
-async def _drain(loop: Loop, pumps: list[Pump]) -> None:
-    deadline = time.monotonic() + DRAIN_SECONDS
+async def _drain(loop: Loop, pumps: list[Pump], seconds: float | None) -> None:
+    deadline = None if seconds is None else time.monotonic() + seconds
     try:
         for pump in pumps:
             await loop.wait_for(pump.done, deadline, "draining output")

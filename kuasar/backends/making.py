@@ -134,7 +134,7 @@ def command(
     try:
         config = load(options.config)
         settings = config.engine(options.engine)
-        log.configure(config.log_level, maker=options.engine)
+        log.configure(config.log_level, form=config.log_format, maker=options.engine)
         loop = Loop()
         loop.run(_run(make, loop, settings, say))
     except ConfigError as exc:

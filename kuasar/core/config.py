@@ -14,6 +14,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
+from kuasar.core import log
 from kuasar.core.engines import BACKEND_MODULES, GVISOR_PLATFORMS
 from kuasar.core.errors import InvalidArgument, KuasarError
 
@@ -65,7 +66,9 @@ class Supervisor:
     """``[supervisor]``: how the processes of the tree find supervisord, the zygote and the keeper."""
 
     socket: str = "/run/kuasar/supervisor.sock"
+    """Unix socket of supervisord's XML-RPC, which supervisorctl uses, too."""
     zygote: str = "/run/kuasar/zygote.sock"
+    """Unix socket of the zygote, from which workers and agents are forked."""
     keeper: str = "/run/kuasar/keeper.sock"
     """Unix socket of the keeper, which holds descriptors for gateway and workers; mode 0600 in a 0700 directory."""
     preload: tuple[str, ...] = (
@@ -78,7 +81,9 @@ class Supervisor:
     """Modules the zygote imports before it forks, so that no sandbox pays for them; missing ones are skipped, with
     a line in the log."""
     log_max_bytes: int = 4 * 1024 * 1024
+    """Size at which a log is rotated, and at which the older half of an agent's log goes; 0: never."""
     log_backups: int = 1
+    """Rotated files that are kept of each log."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +172,13 @@ class Config:
     state_dir: str = "/run/kuasar"
     """Sandbox directories and sockets; lost at reboot, as the sandboxes are."""
     log_dir: str = "/var/log/kuasar"
+    """Logs of our processes, and in `sandboxes/` those of each sandbox."""
     cache_dir: str = "/var/cache/kuasar"
+    """Compiled Wasm modules and templates of machines; may be removed while nothing runs."""
     log_level: str = "info"
+    """``debug``, ``info``, ``warning`` or ``error``; ``kuasarctl log-level`` changes it in running processes."""
+    log_format: str = "logfmt"
+    """Of our own lines: ``logfmt`` or ``json``. A guest's agent writes logfmt to its console in any case."""
     gateway: Gateway = Gateway()
     containerd: Containerd = Containerd()
     supervisor: Supervisor = Supervisor()
@@ -213,7 +223,6 @@ class Config:
         return f"ipc://{self.state_dir}/bus.sock"
 
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
 TASK_APIS = ("ttrpc", "grpc")
 _MAX_SOCKET_PATH = 107
 _MOST_VCPUS = 240
@@ -310,8 +319,12 @@ def _name_of(raw: Any) -> str:
 
 def _check_meaning(config: Config, problems: list[str]) -> None:
     """What types cannot say: references, ranges, path forms."""
-    if config.log_level not in LOG_LEVELS:
-        problems.append(f"log_level: {config.log_level!r} is none of {', '.join(LOG_LEVELS)}")
+    for key, value, allowed in (
+        ("log_level", config.log_level, log.LEVELS),
+        ("log_format", config.log_format, log.FORMATS),
+    ):
+        if value not in allowed:
+            problems.append(f"{key}: {value!r} is none of {', '.join(allowed)}")
     for key in ("state_dir", "log_dir", "cache_dir"):
         value = getattr(config, key)
         if not os.path.isabs(value) or os.path.normpath(value) != value:

@@ -1,28 +1,52 @@
-"""One line per event, logfmt, on standard error: ``time level message key=value …``.
+"""One line per event on standard error: logfmt, ``time level message key=value …``, or an object of JSON.
 
-Module-level because a process has one standard error; :func:`configure` sets the level and the fields that every line
-carries (sandbox id, process name). Used by every process of the tree; costs no import beyond ``time`` and ``os``.
+Module-level because a process has one standard error; :func:`configure` sets level, form and the fields that every line
+carries (sandbox id, process name), :func:`set_level` changes the level of a running process. Used by every process of
+the tree; costs no import beyond ``time`` and ``os`` (and ``json`` where that is the form).
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("logfmt", "json")
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _level = 20
 _prefix = ""
+_fields: dict[str, Any] = {}
+_encode: Callable[[Any], str] | None = None
+"""What makes JSON of a line; None: it is logfmt."""
 _fd = 2
 
 
-def configure(level: str = "info", fd: int = 2, **fields: Any) -> None:
-    """Set level, descriptor and the fields of every later line."""
-    global _level, _prefix, _fd
-    _level = _LEVELS[level]
+def configure(level: str = "info", fd: int = 2, form: str = "logfmt", **fields: Any) -> None:
+    """Set level, descriptor, form (one of :data:`FORMATS`) and the fields of every later line."""
+    global _prefix, _fields, _encode, _fd
+    set_level(level)
     _prefix = _render(fields)
+    _fields = fields
+    _encode = None
+    if form == "json":
+        import json
+
+        _encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
     _fd = fd
+
+
+def set_level(level: str) -> None:
+    """Set the level, one of :data:`LEVELS`."""
+    global _level
+    _level = _LEVELS[level]
+
+
+def level() -> str:
+    """The level that holds."""
+    return next(name for name, number in _LEVELS.items() if number == _level)
 
 
 def enabled(level: str) -> bool:
@@ -55,9 +79,17 @@ def _write(level: str, message: str, fields: dict[str, Any]) -> None:
         return
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
-    line = f"{stamp} {level} {_quote(message)}{_prefix}{_render(fields)}\n"
+    if _encode is None:
+        line = f"{stamp} {level} {_quote(message)}{_prefix}{_render(fields)}\n"
+    else:
+        line = _encode({"time": stamp, "level": level, "message": message, **_fields, **_plain(fields)}) + "\n"
     with suppress(OSError):  # when the reader of our log is gone, nothing may fail because of it
         os.write(_fd, line.encode(errors="replace"))  # one write: lines of several writers do not mix
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    """Numbers and flags as they are, everything else as text."""
+    return {name: value if isinstance(value, int | float) else str(value) for name, value in fields.items()}
 
 
 def _render(fields: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The admin service, ``kuasar.admin.v1.Admin``: what there is on this node, for operators (kuasarctl). Changes nothing.
+"""The admin service, ``kuasar.admin.v1.Admin``: what there is on this node, for operators (kuasarctl).
 
 The list never asks a worker: it is put together from greetings, records and one question to supervisord.
 """
@@ -18,11 +18,12 @@ import grpc.aio
 from kuasar.api.gen.kuasar.admin.v1 import admin_pb2 as pb
 from kuasar.core import log, records
 from kuasar.core.config import Config
-from kuasar.core.errors import BackendFailed, KuasarError, NotFound, wrap
+from kuasar.core.errors import BackendFailed, InvalidArgument, KuasarError, NotFound, wrap
 from kuasar.core.ids import require_id
 from kuasar.core.programs import run_program
 from kuasar.core.records import Summary
 from kuasar.gateway.calls import Call
+from kuasar.gateway.commands import Commands
 from kuasar.gateway.directory import Directory
 from kuasar.gateway.feed import Feed
 from kuasar.gateway.grpc_server import grpc_status
@@ -52,6 +53,7 @@ class AdminService:
         self._supervision = supervision
         self._feed = feed
         self._asking_engines = asyncio.Lock()
+        self._commands = Commands(f"{config.state_dir}/commands", directory, workers)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a gRPC server needs to serve it."""
@@ -59,6 +61,7 @@ class AdminService:
             "ListSandboxes": (self.ListSandboxes, pb.ListSandboxesRequest),
             "GetSandbox": (self.GetSandbox, pb.GetSandboxRequest),
             "Engines": (self.Engines, pb.EnginesRequest),
+            "LogLevel": (self.LogLevel, pb.LogLevelRequest),
         }
         handlers: dict[str, Any] = {
             name: grpc.unary_unary_rpc_method_handler(
@@ -73,13 +76,18 @@ class AdminService:
             request_deserializer=pb.WatchRequest.FromString,
             response_serializer=pb.Event.SerializeToString,
         )
+        handlers["Exec"] = grpc.stream_stream_rpc_method_handler(
+            self._commands.serve,
+            request_deserializer=pb.ExecRequest.FromString,
+            response_serializer=pb.ExecResponse.SerializeToString,
+        )
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
     async def ListSandboxes(self, request: pb.ListSandboxesRequest, deadline: float) -> pb.ListSandboxesResponse:
         """See admin.proto."""
-        restarts, error = await self._restarts()
-        # In a thread: a thousand files are no moment on a busy loop.
-        found = await asyncio.to_thread(records.read_all, self._config.sandboxes_dir)
+        # In a thread: a thousand files are no moment on a busy loop. supervisord answers meanwhile.
+        reading = asyncio.to_thread(records.read_all, self._config.sandboxes_dir)
+        (restarts, error), found = await asyncio.gather(self._restarts(), reading)
         summaries = {summary.id: summary for summary in found}
         for sandbox in self._directory.sandboxes:
             # Between Controller.Create and its first record a sandbox is only ours to know.
@@ -115,6 +123,35 @@ class AdminService:
         except (ValueError, TypeError) as exc:
             raise BackendFailed(f"the engines' answer is not understood: {exc}") from exc
 
+    async def LogLevel(self, request: pb.LogLevelRequest, deadline: float) -> pb.LogLevelResponse:
+        """See admin.proto. The workers are asked side by side: one that hangs keeps nobody but itself."""
+        if request.level and request.level not in log.LEVELS:
+            raise InvalidArgument(f"level: {request.level!r:.80} is none of {', '.join(log.LEVELS)}", field="level")
+        sandboxes = [require_id(sandbox, "sandboxes") for sandbox in request.sandboxes]
+        found: list[pb.ProcessLogLevel] = []
+        if request.gateway:
+            if request.level:
+                log.set_level(request.level)
+                log.info("log level", level=request.level)
+            found.append(pb.ProcessLogLevel(process="gateway", level=log.level()))
+        asked = await asyncio.gather(*(self._log_level(sandbox, request.level, deadline) for sandbox in sandboxes))
+        return pb.LogLevelResponse(processes=[*found, *(each for both in asked for each in both)])
+
+    async def _log_level(self, sandbox: str, level: str, deadline: float) -> list[pb.ProcessLogLevel]:
+        """Of a worker and its agent."""
+        try:
+            if not self._directory.knows(sandbox):
+                raise NotFound(f"sandbox {sandbox} does not exist, or its worker has not greeted this gateway")
+            call = Call(self._directory.namespace_of(sandbox), deadline)
+            reply = await self._workers.read(sandbox, "sandbox.log_level", {"level": level}, call)
+        except KuasarError as exc:
+            return [pb.ProcessLogLevel(process="worker", sandbox=sandbox, error=exc.message)]
+        found = [pb.ProcessLogLevel(process="worker", sandbox=sandbox, level=reply["worker"])]
+        if reply["agent"] or reply["agent_error"]:
+            agent, error = reply["agent"], reply["agent_error"]
+            found.append(pb.ProcessLogLevel(process="agent", sandbox=sandbox, level=agent, error=error))
+        return found
+
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Event]:
         """See admin.proto."""
         if request.id:
@@ -139,7 +176,7 @@ class AdminService:
         """By sandbox, and why they are not known."""
         try:
             async with asyncio.timeout(_RESTARTS_SECONDS):
-                return {state["id"]: state["restarts"] for state in await self._supervision.states()}, ""
+                return await self._supervision.restarts(), ""
         except KuasarError as exc:
             return {}, exc.message
         except TimeoutError:

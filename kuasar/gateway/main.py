@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as exc:
         sys.stderr.write(f"{exc}\n")
         return EXIT_USAGE
-    log.configure(config.log_level, process="gateway")
+    log.configure(config.log_level, form=config.log_format, process="gateway")
     failpoints.configure(config.failpoints_dir)
     os.umask(0o077)
     raise_descriptor_limit()  # two for each container

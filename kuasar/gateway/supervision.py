@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from kuasar.core import log
 from kuasar.core.errors import KuasarError
-from kuasar.supervisor.client import SupervisorClient, WorkerState
+from kuasar.supervisor.client import SupervisorClient
 
 T = TypeVar("T")
 _GONE_SECONDS = 5.0
@@ -34,9 +34,9 @@ class Supervision:
         state = await self._call(self._client.state, sandbox)
         return bool(state.get("stopped_by_operator"))
 
-    async def states(self) -> list[WorkerState]:
-        """What supervisord knows of all workers. Raises Unavailable, DeadlineExceeded."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._client.states)
+    async def restarts(self) -> dict[str, int]:
+        """How often each worker has been restarted. Raises Unavailable, DeadlineExceeded."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._client.restarts)
 
     async def counts(self) -> dict[str, int]:
         """How many workers it has in each state. Raises Unavailable, DeadlineExceeded."""

@@ -8,6 +8,7 @@ connection broke is tried once more.
 from __future__ import annotations
 
 import http.client
+import json
 import socket
 import time
 import xmlrpc.client  # the peer is our own supervisord, behind a socket that only we may open
@@ -107,6 +108,10 @@ class SupervisorClient:
     def counts(self, timeout: float = DEFAULT_SECONDS) -> dict[str, int]:
         """How many workers there are in each state."""
         return cast("dict[str, int]", self._call("counts", (), timeout))
+
+    def restarts(self, timeout: float = DEFAULT_SECONDS) -> dict[str, int]:
+        """How often each worker has been restarted after a crash: cheap, also for hundreds."""
+        return {str(sandbox): int(count) for sandbox, count in json.loads(self._call("restarts", (), timeout)).items()}
 
     def close(self) -> None:
         """Drop the connection; the next call opens another."""

@@ -327,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         config = load(options.config)
-        log.configure(config.log_level, process="keeper")
+        log.configure(config.log_level, form=config.log_format, process="keeper")
         outlive_parent()
         path = config.supervisor.keeper
         store = Store(budget())

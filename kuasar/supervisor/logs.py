@@ -1,6 +1,7 @@
-"""The logs of workers whose sandbox is gone: the youngest are kept for whoever wonders why, the others go.
+"""The logs of sandboxes that are gone: the youngest are kept for whoever wonders why, the others go.
 
-A host makes and removes pods for years; without this its log directory would fill. Owned by the group; the files of
+Of each that is the worker's log with its backups, what its agent or machine has written, and the machine's console. A
+host makes and removes pods for years; without this its log directory would fill. Owned by the group; the files of
 workers that are still there are never touched.
 """
 
@@ -12,6 +13,8 @@ from contextlib import suppress
 
 KEPT = 100
 """Finished sandboxes whose logs are kept."""
+_ENDINGS = (".agent.log", ".console.log", ".log")
+"""Of which the last one fits them all."""
 
 
 class FinishedLogs:
@@ -21,17 +24,20 @@ class FinishedLogs:
         """Take over what earlier lives left: every log of a sandbox that is not in ``wanted``."""
         self._directory = directory
         self._kept = kept
-        found = [(mtime, sandbox) for sandbox, mtime in self._scan() if sandbox not in wanted]
-        self._finished = dict.fromkeys(sandbox for _, sandbox in sorted(found))
+        found: dict[str, float] = {}
+        for sandbox, mtime in self._scan():
+            if sandbox not in wanted:
+                found[sandbox] = max(mtime, found.get(sandbox, 0.0))
+        self._finished = dict.fromkeys(sorted(found, key=lambda sandbox: (found[sandbox], sandbox)))
         self._prune()
 
     def _scan(self) -> Iterator[tuple[str, float]]:
         with os.scandir(self._directory) as entries:
             for entry in entries:
-                # the agent's log is the worker's business
-                if entry.name.endswith(".log") and not entry.name.endswith(".agent.log"):
+                ending = next((ending for ending in _ENDINGS if entry.name.endswith(ending)), "")
+                if ending:
                     with suppress(FileNotFoundError):
-                        yield entry.name.removesuffix(".log"), entry.stat().st_mtime
+                        yield entry.name.removesuffix(ending), entry.stat().st_mtime
 
     def started(self, sandbox: str) -> None:
         """``sandbox`` has a worker (again): its log is in use. Harmless when it was not finished."""
@@ -47,6 +53,9 @@ class FinishedLogs:
         while len(self._finished) > self._kept:
             sandbox = next(iter(self._finished))
             del self._finished[sandbox]
+            for ending in _ENDINGS[:-1]:
+                with suppress(OSError):
+                    os.unlink(f"{self._directory}/{sandbox}{ending}")
             path, number = f"{self._directory}/{sandbox}.log", 0
             with suppress(OSError):  # ends with the first backup that is not there; a log is not worth a failure
                 os.unlink(path)

@@ -12,6 +12,7 @@ restart of supervisord, the sandbox directories say which workers are wanted, an
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from functools import partial
@@ -186,6 +187,15 @@ class KuasarInterface:
         self._require_running()
         workers = self._group().processes
         return [_describe(workers[sandbox]) for sandbox in sorted(workers)]
+
+    def restarts(self) -> str:
+        """How often each worker has been restarted after a crash, as one text: a list of hundreds of structures takes
+        XML-RPC a tenth of a second at both ends.
+
+        @return string json     restarts by sandbox
+        """
+        self._require_running()
+        return json.dumps({sandbox: worker.restarts for sandbox, worker in self._group().processes.items()})
 
 
 def _require_descriptors(sandbox: str) -> None:

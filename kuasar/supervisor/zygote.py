@@ -320,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: Config, kinds: Mapping[str, Kind] = KINDS, announce: bool = False) -> NoReturn:
     """Preload, listen and serve."""
-    log.configure(config.log_level, process="zygote")
+    log.configure(config.log_level, form=config.log_format, process="zygote")
     failpoints.configure(config.failpoints_dir)
     set_parent_death_signal(os.getppid())
     preload((*_ALWAYS_PRELOADED, *_MAINS, *_ENGINES, *config.supervisor.preload))

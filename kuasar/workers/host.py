@@ -84,7 +84,12 @@ class WorkerHost:
 
     def start_agent(self, args: dict[str, Any], listen_fd: int, log_fd: int, flags: int) -> AgentProcess:
         title = f"kuasar-agent {self._sandbox.id}"
-        args = {**args, "log_level": self._config.log_level, "failpoints": self._config.failpoints_dir}
+        args = {
+            **args,
+            "log_level": log.level(),
+            "log_format": self._config.log_format,
+            "failpoints": self._config.failpoints_dir,
+        }
         request = {"kind": "agent", "title": title, "args": args, "flags": flags}
         self._sandbox.record.machine["path"] = "fork"  # saved with the pid, before it runs
         try:

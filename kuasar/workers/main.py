@@ -23,6 +23,8 @@ from kuasar.core.failpoints import failpoint
 from kuasar.core.ids import require_id
 from kuasar.core.spawn import Children
 from kuasar.supervisor.keeper_client import Keeper
+from kuasar.workers.commands import Commands
+from kuasar.workers.logfiles import keep_small
 from kuasar.workers.sandbox import Sandbox
 from kuasar.workers.states import State
 from kuasar.workers.tasks import Tasks
@@ -41,6 +43,7 @@ class Worker:
     def __init__(self, loop: Loop, config: Config, sandbox_id: str) -> None:
         self._loop = loop
         self._children = Children(loop)
+        self._log_max_bytes = config.supervisor.log_max_bytes
         self._instance = uuid.uuid4().hex
         self._finished: Future[int] = loop.future()
         self._sandbox = Sandbox(loop, self._children, config, sandbox_id)
@@ -49,6 +52,7 @@ class Worker:
         self._bus.on_acked = self._sandbox.forget_answers
         self._bus.on_outdated = lambda: self._finished.set_result(EXIT_OUTDATED)
         self._tasks = Tasks(self._sandbox, self._bus.publish, Keeper(config.supervisor.keeper))
+        self._commands = Commands(self._sandbox, self._tasks.stdio)
 
     async def serve(self) -> int:
         """Serve until the sandbox is gone; gives the exit code."""
@@ -60,6 +64,7 @@ class Worker:
             log.error("the sandbox cannot be taken over", error=exc)
         failpoint("worker.greeting")
         self._bus.start()
+        self._loop.spawn(keep_small(self._loop, self._sandbox.log_path, self._log_max_bytes), "the agent's log")
         self._loop.call_later(_UNUSED_SECONDS, self._give_up_if_unused)
         code = await self._finished
         await self._bus.close()
@@ -95,6 +100,8 @@ class Worker:
         try:
             if op.startswith("task."):
                 reply = await self._tasks.handle(op, body, request.key, request.deadline)
+            elif op.startswith("command."):
+                reply = await self._commands.handle(op, body, request.deadline)
             else:
                 reply = await self._handle_sandbox(op, body, request.key, request.deadline)
             failpoint("worker.answer")
@@ -120,6 +127,8 @@ class Worker:
                 return await sandbox.metrics()
             case "sandbox.update":
                 return await sandbox.update(body, deadline)
+            case "sandbox.log_level":
+                return await self._log_level(str(body["level"]), deadline)
             case "sandbox.shutdown":
                 reply = await sandbox.shutdown()
                 self._tasks.close()
@@ -129,11 +138,27 @@ class Worker:
             case _:
                 raise Unimplemented(f"unknown operation {op!r}", capability=op)
 
+    async def _log_level(self, level: str, deadline: float | None) -> dict[str, Any]:
+        """Of this process and, while the machine runs, of its agent; empty: only look."""
+        if level and level not in log.LEVELS:
+            raise InvalidArgument(f"level: {level!r:.80} is none of {', '.join(log.LEVELS)}", field="level")
+        if level:
+            log.set_level(level)
+            log.info("log level", level=level)
+        agent, error = "", ""
+        if self._sandbox.state is State.READY:
+            try:
+                reply = await self._sandbox.call_agent("log_level", {"level": level}, "", deadline)
+                agent = str(reply["level"])
+            except KuasarError as exc:
+                error = exc.message
+        return {"worker": log.level(), "agent": agent, "agent_error": error}
+
 
 def run(args: dict[str, Any], config: Config) -> int:
     """Be the worker of ``args["sandbox"]``. Called in a fresh process; gives its exit code."""
     sandbox_id = require_id(args.get("sandbox"), "sandbox")
-    log.configure(config.log_level, sandbox=sandbox_id)
+    log.configure(config.log_level, form=config.log_format, sandbox=sandbox_id)
     failpoints.configure(config.failpoints_dir)
     os.umask(0o077)
     loop = Loop()

@@ -17,7 +17,7 @@ import msgpack
 
 from kuasar.agent.protocol import LAST_BYTES, MAX_DATA_BYTES, WINDOW_BYTES, Data, Window
 from kuasar.core import log
-from kuasar.core.aio import Loop
+from kuasar.core.aio import Future, Loop
 from kuasar.core.fifo import open_fifo
 from kuasar.workers.keeping import Keeping
 from kuasar.workers.spool import Spool
@@ -122,6 +122,18 @@ class OutputRelay(Relay):
     _telling = False
     _blocked = False
     """Whether the FIFO is full and watched."""
+    _passed: Future[None] | None = None
+
+    async def passed_on(self) -> None:
+        """Until the whole stream is in the FIFO, or the relay is closed."""
+        if self._spool is not None:
+            self._passed = self._passed or self._loop.future()
+            await self._passed
+
+    def _close_spool(self) -> None:
+        super()._close_spool()
+        if self._passed is not None:
+            self._passed.set_result(None)
 
     def connected(self, send: Send) -> None:
         self._send = send
@@ -252,6 +264,12 @@ class InputRelay(Relay):
         self._limit = max(frame.limit, self._limit or 0)
         spool.forget(min(frame.taken, self._sent))
         self._pass_on()
+
+    def ask(self) -> None:
+        """Have the agent say what it takes: it has done so when it was connected, which may have been before this relay
+        was made. Harmless when the agent does not know the stream yet."""
+        if self._send is not None:
+            self._send(Data(self.stream, 0, b""))
 
     def close_writer(self) -> None:
         """The caller wants its input to end when it has closed its own end; harmless to repeat."""

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from kuasar.backends.base import Backend, Capability, Ended, MachineSpec, Nic
@@ -95,6 +95,11 @@ class Sandbox:
     def shm_dir(self) -> str:
         """Mount point of the pod's shared memory, as the agent sees it; empty if the pod uses the host's."""
         return "" if self.record.pod.host_ipc else self.backend.shm_dir
+
+    @property
+    def log_path(self) -> str:
+        """Where the agent, or a machine's VMM and helpers, write."""
+        return f"{self._config.sandbox_log_dir}/{self.id}.agent.log"
 
     @property
     def console_path(self) -> str:
@@ -310,7 +315,7 @@ class Sandbox:
             cgroup=self.cgroup,
             host_pid=pod.host_pid,
             host_ipc=pod.host_ipc,
-            log_path=f"{self._config.sandbox_log_dir}/{self.id}.agent.log",
+            log_path=self.log_path,
             console_path=self.console_path,
             vcpus=vcpus,
             memory_bytes=memory_bytes,
@@ -398,9 +403,6 @@ class Sandbox:
             return {}
         self.directory.remove()
         failpoint("worker.removed")
-        for path in (f"{self._config.sandbox_log_dir}/{self.id}.agent.log", self.console_path):
-            with suppress(FileNotFoundError):
-                os.unlink(path)
         self.machine.to(State.GONE)
         return {}
 
@@ -509,7 +511,7 @@ class Sandbox:
             ended_at=record.exited_at or time.time_ns(),
             oom_kills=cgroup.oom_kills(self.cgroup),
             console=last_lines(self.console_path),
-            log=last_lines(f"{self._config.sandbox_log_dir}/{self.id}.agent.log"),
+            log=last_lines(self.log_path),
         )
         bury(self._config.state_dir, tombstone)
 

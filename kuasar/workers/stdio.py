@@ -19,6 +19,8 @@ from kuasar.workers.keeping import Keeper, Keeping
 from kuasar.workers.relays import Discard, InputRelay, OutputRelay, Relay
 
 FIELDS = ("stdin", "stdout", "stderr")
+COMMANDS = "@"
+"""In the place of a container, for commands in the sandbox itself (``agent/commands.py``)."""
 
 
 class Stdio:
@@ -33,11 +35,11 @@ class Stdio:
 
     # -- processes -----------------------------------------------------------------------------------------------------
 
-    def open(self, container_id: str, exec_id: str, paths: Mapping[str, Any]) -> dict[str, str]:
+    def open(self, container_id: str, exec_id: str, paths: Mapping[str, Any], adopt: bool = False) -> dict[str, str]:
         """Begin to relay a new process's streams; gives what the agent is told instead of the paths.
 
         Undoes itself and raises :class:`InvalidArgument` naming the field where something is no FIFO. Streams that are
-        open already stay as they are.
+        open already stay as they are. ``adopt``: the process may not be new, so the keeper is asked first.
         """
         made: list[Relay] = []
         try:
@@ -45,7 +47,8 @@ class Stdio:
                 check_path(paths[field], field)
                 relay = self._make(container_id, exec_id, field)
                 if relay.stream not in self._relays:
-                    relay.open(paths[field], field)
+                    if not (adopt and relay.adopt()):
+                        relay.open(paths[field], field)
                     made.append(relay)
         except BaseException:
             for relay in made:
@@ -53,6 +56,8 @@ class Stdio:
             raise
         for relay in made:
             self._add(relay)
+            if adopt and isinstance(relay, InputRelay):
+                relay.ask()
         return {field: STREAM if field in _used(paths) else "" for field in FIELDS}
 
     def restore(self, container_id: str, exec_id: str, paths: Mapping[str, Any]) -> None:
@@ -84,6 +89,13 @@ class Stdio:
             return False
         relay.close_writer()
         return True
+
+    async def passed_on(self, container_id: str, exec_id: str) -> None:
+        """Until all output of a process that has ended is in its FIFOs; as long as its readers take."""
+        for field in FIELDS[1:]:
+            relay = self._relays.get(f"{container_id}/{exec_id}/{field}")
+            if isinstance(relay, OutputRelay):
+                await relay.passed_on()
 
     def close(self, container_id: str, exec_id: str) -> None:
         """Let go of one process's streams; harmless when there are none."""

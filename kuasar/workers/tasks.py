@@ -46,7 +46,7 @@ class Tasks:
         keeper: Keeper | None = None,
     ) -> None:
         self._sandbox = sandbox
-        self._stdio = Stdio(sandbox.loop, sandbox.id, keeper)
+        self.stdio = self._stdio = Stdio(sandbox.loop, sandbox.id, keeper)
         self._publish = publish
         sandbox.link.on_agent = self._on_agent
         sandbox.on_ended = self._on_ended

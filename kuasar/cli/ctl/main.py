@@ -15,11 +15,14 @@ from kuasar.core.config import DEFAULT_PATH, ConfigError, load
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {words}" for code, words in EXIT_CODES.items()) + "."
 _COMMANDS = {
+    "bench": "kuasar.cli.ctl.commands.bench",
     "doctor": "kuasar.cli.ctl.doctor.command",
     "engines": "kuasar.cli.ctl.commands.host",
     "events": "kuasar.cli.ctl.commands.host",
+    "exec": "kuasar.cli.ctl.commands.execute",
     "gc": "kuasar.cli.ctl.commands.host",
     "inspect": "kuasar.cli.ctl.commands.sandboxes",
+    "log-level": "kuasar.cli.ctl.commands.levels",
     "logs": "kuasar.cli.ctl.commands.endings",
     "ps": "kuasar.cli.ctl.commands.sandboxes",
     "template": "kuasar.cli.ctl.commands.templates",
@@ -38,7 +41,7 @@ class _Commands(click.Group):
         module = _COMMANDS.get(cmd_name)
         if module is None:
             return super().get_command(ctx, cmd_name)
-        command: click.Command = getattr(importlib.import_module(module), cmd_name)
+        command: click.Command = getattr(importlib.import_module(module), cmd_name.replace("-", "_"))
         return command
 
 

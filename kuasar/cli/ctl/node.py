@@ -6,7 +6,7 @@ Lives as long as one command. The connection to the gateway is made when it is f
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -97,17 +97,22 @@ class Node:
 
     def watch(self, sandbox: str) -> Iterator[admin_pb2.Event]:
         """Events, until the gateway ends; then :class:`Away` is raised."""
-        import grpc
-
         from kuasar.api.gen.kuasar.admin.v1 import admin_pb2
 
         stream = self.admin().Watch(admin_pb2.WatchRequest(id=sandbox))
         try:
+            yield from self.following(stream)
+        finally:
+            stream.cancel()
+
+    def following(self, stream: Iterable[T]) -> Iterator[T]:
+        """What the gateway sends; its refusals become ours."""
+        import grpc
+
+        try:
             yield from stream
         except grpc.RpcError as exc:
             raise _failure(exc) from exc
-        finally:
-            stream.cancel()
 
     # -- sandboxes -----------------------------------------------------------------------------------------------------
 

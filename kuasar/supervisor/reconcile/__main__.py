@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as exc:
         print(exc, file=sys.stderr)
         return 2
-    log.configure(config.log_level, process="reconciler")
+    log.configure(config.log_level, form=config.log_format, process="reconciler")
     supervisord, keeper = SupervisorClient(config.supervisor.socket), Keeper(config.supervisor.keeper)
     if options.every is not None:
         _serve(config, supervisord, keeper, options)

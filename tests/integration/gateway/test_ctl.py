@@ -76,6 +76,27 @@ def test_a_life_as_an_operator_sees_it(node: Node) -> None:
     assert ctl(node, "inspect", "web", code=3) == ""
 
 
+def test_log_levels_are_changed_in_running_processes(node: Node) -> None:
+    node.run("aaa1", "web")
+    node.create("bbb2", "db")
+    assert [(each["process"], each["level"]) for each in data(node, "log-level")] == [("gateway", "info")]
+    changed = data(node, "log-level", "debug", "--worker", "web")
+    assert [(each["process"], each["sandbox"], each["level"]) for each in changed] == [
+        ("worker", "aaa1", "debug"),
+        ("agent", "aaa1", "debug"),
+    ]
+    assert data(node, "log-level")[0]["level"] == "info"
+    everyone = data(node, "log-level", "error", "--all")
+    assert [(each["process"], each["sandbox"]) for each in everyone] == [
+        *(("gateway", ""), ("worker", "aaa1"), ("agent", "aaa1"), ("worker", "bbb2")),
+    ]
+    assert {each["level"] for each in everyone} == {"error"}
+    assert " level=debug" in ctl(node, "logs", "web")
+    assert " level=debug" in ctl(node, "logs", "web", "--agent")
+    ctl(node, "log-level", "loud", code=2)
+    ctl(node, "log-level", "--worker", "nobody", code=3)
+
+
 def test_events_are_followed(node: Node) -> None:
     argv = [*ARGV, "--config", node.toml, "events", "-f", "--json"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:

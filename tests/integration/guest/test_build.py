@@ -16,7 +16,7 @@ from guest.closure import KernelModules, Unpacked
 from guest.packages import BuildFailed
 from tests.integration.guest.conftest import WORK, Built, needs_root
 
-SHELLS = {"sh", "bash", "dash", "ash", "busybox", "login", "su", "sudo", "getty", "sshd", "passwd"}
+NOT_THERE = {"bash", "dash", "login", "su", "sudo", "getty", "sshd", "telnetd", "httpd", "passwd", "insmod", "reboot"}
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,9 @@ def test_the_programs_are_those_of_the_recipe(content: Path) -> None:
         for path in content.rglob("*")
         if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o111
     }
-    assert executable == {*recipe.PROGRAMS, *recipe.SCRIPTS, "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"}
-    assert not SHELLS & {path.name for path in (content / "usr").rglob("*")}
+    programs = {*recipe.PROGRAMS, f"usr/{recipe.BUSYBOX}"}
+    assert executable == {*programs, *recipe.SCRIPTS, "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"}
+    assert not NOT_THERE & {path.name for path in (content / "usr").rglob("*")}
 
 
 def test_links_lead_to_what_is_there(content: Path) -> None:
@@ -108,6 +109,16 @@ def test_the_agent_is_importable_by_the_guests_own_python(content: Path) -> None
     command = ["chroot", str(content), "/usr/bin/python3.11", "-I", "-S", "-B", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "(3, 11)\n"), done.stderr
+
+
+@needs_root
+def test_an_operator_has_programs(content: Path) -> None:
+    """Those of the task, by their names, from a root without anything else."""
+    names = ("sh", "ps", "cat", "ls", "ip", "dmesg", "mount", "free", "netstat", "vi")
+    assert all((content / "usr/bin" / name).readlink() == Path("busybox") for name in names)
+    command = ["chroot", str(content), "/bin/sh", "-c", "echo $((6 * 7)) | tr 4 5; ls -d /usr"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "52\n/usr\n"), done.stderr
 
 
 @needs_root

@@ -37,9 +37,18 @@ def test_a_sandbox_that_is_back_keeps_its_log(tmp_path: Path) -> None:
 
 
 def test_what_an_earlier_life_left_is_taken_over(tmp_path: Path) -> None:
-    write(tmp_path, "live.log", "old.log", "old.log.1", "newer.log", "x.agent.log", "other.txt")
+    write(tmp_path, "live.log", "live.agent.log", "old.log", "old.log.1", "x.console.log", "newer.log", "other.txt")
     FinishedLogs(str(tmp_path), {"live"}, kept=1)
-    assert names(tmp_path) == ["live.log", "newer.log", "other.txt", "x.agent.log"]
+    assert names(tmp_path) == ["live.agent.log", "live.log", "newer.log", "other.txt"]
+
+
+def test_all_logs_of_a_sandbox_stay_and_go_together(tmp_path: Path) -> None:
+    write(tmp_path, "a.log", "b.log", "b.console.log", "b.agent.log", "a.agent.log", "a.console.log")
+    logs = FinishedLogs(str(tmp_path), {"a", "b"}, kept=1)
+    logs.finished("a")
+    assert len(names(tmp_path)) == 6
+    logs.finished("b")
+    assert names(tmp_path) == ["b.agent.log", "b.console.log", "b.log"]
 
 
 def test_a_log_that_is_not_there_is_no_trouble(tmp_path: Path) -> None:

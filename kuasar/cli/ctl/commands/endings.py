@@ -114,8 +114,7 @@ def _worker(node: Node, sandbox: str) -> WorkerState | None:
 def logs(node: Node, wanted: str, follow: bool, last: int | None, which: str, as_json: bool) -> None:
     """Print what a sandbox's worker, agent or console has written.
 
-    The last lines of agent and console of a sandbox that is gone are in `kuasarctl why`. With --json each line is an
-    object.
+    The logs of the last 100 sandboxes that are gone are kept, too. With --json each line is an object.
     """
     sandbox = node.find_also_ended(wanted)
     path = f"{node.config.sandbox_log_dir}/{sandbox}{_FILES[which]}"

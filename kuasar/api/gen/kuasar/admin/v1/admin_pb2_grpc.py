@@ -27,8 +27,9 @@ if _version_not_supported:
 
 class AdminStub:
     """For operators and their tools (kuasarctl): what there is on this node. Served on the gateway's socket, beside containerd's Sandbox
-    API; whoever may open the socket may ask everything. Nothing here changes anything. Times are nanoseconds UTC, 0 means "not yet".
-    Errors have the codes of the Sandbox API: NOT_FOUND, INVALID_ARGUMENT, UNAVAILABLE (a worker or supervisord is away), DEADLINE_EXCEEDED.
+    API; whoever may open the socket (root: it is 0600 in a 0700 directory) may ask everything. But for Exec and LogLevel nothing here
+    changes anything. Times are nanoseconds UTC, 0 means "not yet". Errors have the codes of the Sandbox API: NOT_FOUND, INVALID_ARGUMENT,
+    UNAVAILABLE (a worker or supervisord is away), DEADLINE_EXCEEDED, UNIMPLEMENTED (the engine cannot do that), RESOURCE_EXHAUSTED.
     """
 
     def __init__(self, channel):
@@ -57,12 +58,23 @@ class AdminStub:
                 request_serializer=kuasar_dot_api_dot_gen_dot_kuasar_dot_admin_dot_v1_dot_admin__pb2.WatchRequest.SerializeToString,
                 response_deserializer=kuasar_dot_api_dot_gen_dot_kuasar_dot_admin_dot_v1_dot_admin__pb2.Event.FromString,
                 _registered_method=True)
+        self.Exec = channel.stream_stream(
+                '/kuasar.admin.v1.Admin/Exec',
+                request_serializer=kuasar_dot_api_dot_gen_dot_kuasar_dot_admin_dot_v1_dot_admin__pb2.ExecRequest.SerializeToString,
+                response_deserializer=kuasar_dot_api_dot_gen_dot_kuasar_dot_admin_dot_v1_dot_admin__pb2.ExecResponse.FromString,
+                _registered_method=True)
+        self.LogLevel = channel.unary_unary(
+                '/kuasar.admin.v1.Admin/LogLevel',
+                request_serializer=kuasar_dot_api_dot_gen_dot_kuasar_dot_admin_dot_v1_dot_admin__pb2.LogLevelRequest.SerializeToString,
+                response_deserializer=kuasar_dot_api_dot_gen_dot_kuasar_dot_admin_dot_v1_dot_admin__pb2.LogLevelResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
     """For operators and their tools (kuasarctl): what there is on this node. Served on the gateway's socket, beside containerd's Sandbox
-    API; whoever may open the socket may ask everything. Nothing here changes anything. Times are nanoseconds UTC, 0 means "not yet".
-    Errors have the codes of the Sandbox API: NOT_FOUND, INVALID_ARGUMENT, UNAVAILABLE (a worker or supervisord is away), DEADLINE_EXCEEDED.
+    API; whoever may open the socket (root: it is 0600 in a 0700 directory) may ask everything. But for Exec and LogLevel nothing here
+    changes anything. Times are nanoseconds UTC, 0 means "not yet". Errors have the codes of the Sandbox API: NOT_FOUND, INVALID_ARGUMENT,
+    UNAVAILABLE (a worker or supervisord is away), DEADLINE_EXCEEDED, UNIMPLEMENTED (the engine cannot do that), RESOURCE_EXHAUSTED.
     """
 
     def ListSandboxes(self, request, context):
@@ -94,6 +106,23 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Exec(self, request_iterator, context):
+        """A command in the sandbox itself, beside its containers: in a virtual machine the guest's own root, else a program of the host in the
+        pod's namespaces. The first request is `start`. The command lives as long as this call: it ends, with all it has started, when the
+        caller cancels, is gone, or loses this gateway. The last response is `exit`; all output has been sent before. Nothing waits for a
+        caller that does not read but the command itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LogLevel(self, request, context):
+        """How much a running process logs, and changing it. Lasts until the process ends: its successor begins with what is configured.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -117,6 +146,16 @@ def add_AdminServicer_to_server(servicer, server):
                     request_deserializer=kuasar_dot_api_dot_gen_dot_kuasar_dot_admin_dot_v1_dot_admin__pb2.WatchRequest.FromString,
                     response_serializer=kuasar_dot_api_dot_gen_dot_kuasar_dot_admin_dot_v1_dot_admin__pb2.Event.SerializeToString,
             ),
+            'Exec': grpc.stream_stream_rpc_method_handler(
+                    servicer.Exec,
+                    request_deserializer=kuasar_dot_api_dot_gen_dot_kuasar_dot_admin_dot_v1_dot_admin__pb2.ExecRequest.FromString,
+                    response_serializer=kuasar_dot_api_dot_gen_dot_kuasar_dot_admin_dot_v1_dot_admin__pb2.ExecResponse.SerializeToString,
+            ),
+            'LogLevel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LogLevel,
+                    request_deserializer=kuasar_dot_api_dot_gen_dot_kuasar_dot_admin_dot_v1_dot_admin__pb2.LogLevelRequest.FromString,
+                    response_serializer=kuasar_dot_api_dot_gen_dot_kuasar_dot_admin_dot_v1_dot_admin__pb2.LogLevelResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'kuasar.admin.v1.Admin', rpc_method_handlers)
@@ -127,8 +166,9 @@ def add_AdminServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Admin:
     """For operators and their tools (kuasarctl): what there is on this node. Served on the gateway's socket, beside containerd's Sandbox
-    API; whoever may open the socket may ask everything. Nothing here changes anything. Times are nanoseconds UTC, 0 means "not yet".
-    Errors have the codes of the Sandbox API: NOT_FOUND, INVALID_ARGUMENT, UNAVAILABLE (a worker or supervisord is away), DEADLINE_EXCEEDED.
+    API; whoever may open the socket (root: it is 0600 in a 0700 directory) may ask everything. But for Exec and LogLevel nothing here
+    changes anything. Times are nanoseconds UTC, 0 means "not yet". Errors have the codes of the Sandbox API: NOT_FOUND, INVALID_ARGUMENT,
+    UNAVAILABLE (a worker or supervisord is away), DEADLINE_EXCEEDED, UNIMPLEMENTED (the engine cannot do that), RESOURCE_EXHAUSTED.
     """
 
     @staticmethod
@@ -229,6 +269,60 @@ class Admin:
             '/kuasar.admin.v1.Admin/Watch',
             kuasar_dot_api_dot_gen_dot_kuasar_dot_admin_dot_v1_dot_admin__pb2.WatchRequest.SerializeToString,
             kuasar_dot_api_dot_gen_dot_kuasar_dot_admin_dot_v1_dot_admin__pb2.Event.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Exec(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/kuasar.admin.v1.Admin/Exec',
+            kuasar_dot_api_dot_gen_dot_kuasar_dot_admin_dot_v1_dot_admin__pb2.ExecRequest.SerializeToString,
+            kuasar_dot_api_dot_gen_dot_kuasar_dot_admin_dot_v1_dot_admin__pb2.ExecResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LogLevel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kuasar.admin.v1.Admin/LogLevel',
+            kuasar_dot_api_dot_gen_dot_kuasar_dot_admin_dot_v1_dot_admin__pb2.LogLevelRequest.SerializeToString,
+            kuasar_dot_api_dot_gen_dot_kuasar_dot_admin_dot_v1_dot_admin__pb2.LogLevelResponse.FromString,
             options,
             channel_credentials,
             insecure,

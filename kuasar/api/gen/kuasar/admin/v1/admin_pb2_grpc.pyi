@@ -31,8 +31,9 @@ GRPC_VERSION: str
 
 class AdminStub:
     """For operators and their tools (kuasarctl): what there is on this node. Served on the gateway's socket, beside containerd's Sandbox
-    API; whoever may open the socket may ask everything. Nothing here changes anything. Times are nanoseconds UTC, 0 means "not yet".
-    Errors have the codes of the Sandbox API: NOT_FOUND, INVALID_ARGUMENT, UNAVAILABLE (a worker or supervisord is away), DEADLINE_EXCEEDED.
+    API; whoever may open the socket (root: it is 0600 in a 0700 directory) may ask everything. But for Exec and LogLevel nothing here
+    changes anything. Times are nanoseconds UTC, 0 means "not yet". Errors have the codes of the Sandbox API: NOT_FOUND, INVALID_ARGUMENT,
+    UNAVAILABLE (a worker or supervisord is away), DEADLINE_EXCEEDED, UNIMPLEMENTED (the engine cannot do that), RESOURCE_EXHAUSTED.
     """
 
     @_typing.overload
@@ -49,12 +50,21 @@ class AdminStub:
     """The configured engines, and whether each can be used on this host. May start the engines' programs: seconds, the first time."""
     Watch: _grpc.UnaryStreamMultiCallable[_admin_pb2.WatchRequest, _admin_pb2.Event]
     """What happens from now on, until the caller leaves. A caller that does not read loses the oldest events; `lost` says how many."""
+    Exec: _grpc.StreamStreamMultiCallable[_admin_pb2.ExecRequest, _admin_pb2.ExecResponse]
+    """A command in the sandbox itself, beside its containers: in a virtual machine the guest's own root, else a program of the host in the
+    pod's namespaces. The first request is `start`. The command lives as long as this call: it ends, with all it has started, when the
+    caller cancels, is gone, or loses this gateway. The last response is `exit`; all output has been sent before. Nothing waits for a
+    caller that does not read but the command itself.
+    """
+    LogLevel: _grpc.UnaryUnaryMultiCallable[_admin_pb2.LogLevelRequest, _admin_pb2.LogLevelResponse]
+    """How much a running process logs, and changing it. Lasts until the process ends: its successor begins with what is configured."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
     """For operators and their tools (kuasarctl): what there is on this node. Served on the gateway's socket, beside containerd's Sandbox
-    API; whoever may open the socket may ask everything. Nothing here changes anything. Times are nanoseconds UTC, 0 means "not yet".
-    Errors have the codes of the Sandbox API: NOT_FOUND, INVALID_ARGUMENT, UNAVAILABLE (a worker or supervisord is away), DEADLINE_EXCEEDED.
+    API; whoever may open the socket (root: it is 0600 in a 0700 directory) may ask everything. But for Exec and LogLevel nothing here
+    changes anything. Times are nanoseconds UTC, 0 means "not yet". Errors have the codes of the Sandbox API: NOT_FOUND, INVALID_ARGUMENT,
+    UNAVAILABLE (a worker or supervisord is away), DEADLINE_EXCEEDED, UNIMPLEMENTED (the engine cannot do that), RESOURCE_EXHAUSTED.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -68,11 +78,20 @@ class AdminAsyncStub(AdminStub):
     """The configured engines, and whether each can be used on this host. May start the engines' programs: seconds, the first time."""
     Watch: _aio.UnaryStreamMultiCallable[_admin_pb2.WatchRequest, _admin_pb2.Event]  # type: ignore[assignment]
     """What happens from now on, until the caller leaves. A caller that does not read loses the oldest events; `lost` says how many."""
+    Exec: _aio.StreamStreamMultiCallable[_admin_pb2.ExecRequest, _admin_pb2.ExecResponse]  # type: ignore[assignment]
+    """A command in the sandbox itself, beside its containers: in a virtual machine the guest's own root, else a program of the host in the
+    pod's namespaces. The first request is `start`. The command lives as long as this call: it ends, with all it has started, when the
+    caller cancels, is gone, or loses this gateway. The last response is `exit`; all output has been sent before. Nothing waits for a
+    caller that does not read but the command itself.
+    """
+    LogLevel: _aio.UnaryUnaryMultiCallable[_admin_pb2.LogLevelRequest, _admin_pb2.LogLevelResponse]  # type: ignore[assignment]
+    """How much a running process logs, and changing it. Lasts until the process ends: its successor begins with what is configured."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     """For operators and their tools (kuasarctl): what there is on this node. Served on the gateway's socket, beside containerd's Sandbox
-    API; whoever may open the socket may ask everything. Nothing here changes anything. Times are nanoseconds UTC, 0 means "not yet".
-    Errors have the codes of the Sandbox API: NOT_FOUND, INVALID_ARGUMENT, UNAVAILABLE (a worker or supervisord is away), DEADLINE_EXCEEDED.
+    API; whoever may open the socket (root: it is 0600 in a 0700 directory) may ask everything. But for Exec and LogLevel nothing here
+    changes anything. Times are nanoseconds UTC, 0 means "not yet". Errors have the codes of the Sandbox API: NOT_FOUND, INVALID_ARGUMENT,
+    UNAVAILABLE (a worker or supervisord is away), DEADLINE_EXCEEDED, UNIMPLEMENTED (the engine cannot do that), RESOURCE_EXHAUSTED.
     """
 
     @_abc_1.abstractmethod
@@ -108,5 +127,25 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.Event], _abc.AsyncIterator[_admin_pb2.Event]]:
         """What happens from now on, until the caller leaves. A caller that does not read loses the oldest events; `lost` says how many."""
+
+    @_abc_1.abstractmethod
+    def Exec(
+        self,
+        request_iterator: _MaybeAsyncIterator[_admin_pb2.ExecRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.ExecResponse], _abc.AsyncIterator[_admin_pb2.ExecResponse]]:
+        """A command in the sandbox itself, beside its containers: in a virtual machine the guest's own root, else a program of the host in the
+        pod's namespaces. The first request is `start`. The command lives as long as this call: it ends, with all it has started, when the
+        caller cancels, is gone, or loses this gateway. The last response is `exit`; all output has been sent before. Nothing waits for a
+        caller that does not read but the command itself.
+        """
+
+    @_abc_1.abstractmethod
+    def LogLevel(
+        self,
+        request: _admin_pb2.LogLevelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.LogLevelResponse, _abc.Awaitable[_admin_pb2.LogLevelResponse]]:
+        """How much a running process logs, and changing it. Lasts until the process ends: its successor begins with what is configured."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

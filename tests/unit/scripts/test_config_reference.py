@@ -1,0 +1,22 @@
+"""The configuration's reference says what the code says."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kuasar.core.config import Config, Containerd, Debug, Engine, Gateway, Sandboxer, Supervisor
+from scripts.config_reference import PAGE, page
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m scripts.config_reference"
+
+
+def test_every_key_is_there_and_explained() -> None:
+    rows = [line.split(" | ") for line in page().splitlines() if line.startswith("| `")]
+    named = {row[0].removeprefix("| ").strip("`") for row in rows}
+    sections = {"gateway", "containerd", "supervisor", "debug", "sandboxers", "engines", "path"}
+    for kind in (Config, Gateway, Containerd, Supervisor, Debug, Sandboxer, Engine):
+        keys = {field.name for field in dataclasses.fields(kind)}
+        assert keys - sections <= named | sections, kind
+    assert not [row[0] for row in rows if len(row[3].rstrip(" |")) < 10], "keys without an explanation"
