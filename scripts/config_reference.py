@@ -32,7 +32,7 @@ A change holds for processes that are started after it. No pod notices the resta
 
 | what has changed | restart |
 |---|---|
-| `[gateway]`, `[containerd]` | the gateway |
+| `[gateway]`, `[metrics]`, `[tracing]`, `[containerd]` | the gateway |
 | `[sandboxers]`, `[engines]`, `log_*`, for new sandboxes | the gateway and the zygote, whose workers inherit them |
 | the same of sandboxes that exist | their workers too: `supervisorctl restart sandbox:ID` |
 | `[supervisor]`, directories | everything; directories and sockets only when there are no pods |

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from kuasar.core.config import Config, Containerd, Debug, Engine, Gateway, Sandboxer, Supervisor
+from kuasar.core.config import Config, Containerd, Debug, Engine, Gateway, Metrics, Sandboxer, Supervisor, Tracing
 from scripts.config_reference import PAGE, page
 
 
@@ -15,8 +15,9 @@ def test_the_page_is_up_to_date() -> None:
 def test_every_key_is_there_and_explained() -> None:
     rows = [line.split(" | ") for line in page().splitlines() if line.startswith("| `")]
     named = {row[0].removeprefix("| ").strip("`") for row in rows}
-    sections = {"gateway", "containerd", "supervisor", "debug", "sandboxers", "engines", "path"}
-    for kind in (Config, Gateway, Containerd, Supervisor, Debug, Sandboxer, Engine):
+    kinds = (Gateway, Metrics, Tracing, Containerd, Supervisor, Debug, Sandboxer, Engine)
+    sections = {kind.__name__.lower() for kind in kinds} | {"sandboxers", "engines", "path"}
+    for kind in (Config, *kinds):
         keys = {field.name for field in dataclasses.fields(kind)}
         assert keys - sections <= named | sections, kind
     assert not [row[0] for row in rows if len(row[3].rstrip(" |")) < 10], "keys without an explanation"
