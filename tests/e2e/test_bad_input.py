@@ -157,6 +157,7 @@ def test_requests_before_create(node: Node, gateway: Gateway) -> None:
         refused(NOT_FOUND, "ghost", partial(call, request, timeout=TIMEOUT, metadata=NAMESPACE))
 
 
+@pytest.mark.needs(HOST_NETWORK)
 def test_sandbox_life_out_of_order(node: Node, gateway: Gateway) -> None:
     handler = node.engine.handler
     gateway.create("direct-2", handler)
