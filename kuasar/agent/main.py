@@ -30,7 +30,7 @@ from kuasar.agent.requests import Body
 from kuasar.agent.server import Server
 from kuasar.agent.storage import HostStorage, Storage
 from kuasar.agent.tasks import Operation, Tasks
-from kuasar.core import cgroup, failpoints, log
+from kuasar.core import aio, cgroup, failpoints, log
 from kuasar.core.aio import Future, Loop
 from kuasar.core.errors import wrap
 from kuasar.core.namespaces import join_netns
@@ -94,6 +94,7 @@ def run(args: dict[str, Any], listen_fd: int, machine: Machine | None = None) ->
     try:
         arguments = Arguments.parse(args)
         log.configure(arguments.log_level, form=arguments.log_format, sandbox=arguments.sandbox_id, process="agent")
+        log.set_about(aio.get_about)
         failpoints.configure(arguments.failpoints)
         host_proc = _enter(arguments)
         return _serve(arguments, listen_fd, host_proc, machine)

@@ -20,7 +20,7 @@ from kuasar.agent.exchange import Exchange
 from kuasar.agent.protocol import Ack, Data, Event, Frame, Hello, MalformedFrame, Reply, Request, Window
 from kuasar.agent.requests import Body
 from kuasar.agent.tasks import Operation
-from kuasar.core import log, spans
+from kuasar.core import aio, log, spans
 from kuasar.core.aio import Loop
 from kuasar.core.errors import KuasarError, NotFound, ResourceExhausted, Unavailable, wrap
 from kuasar.core.failpoints import failpoint
@@ -130,6 +130,10 @@ class Server:
     async def _carry_out(self, request: Request, receive: Receiver) -> None:
         answer: Answer
         trace = spans.begin(request.trace, "agent")
+        about = {"request": request.key} if request.key else {}
+        if request.op.startswith("task.") and isinstance(container := request.body.get("id"), str):
+            about["container"] = container
+        aio.set_about(about)
         try:
             failpoint("agent.request")
             with spans.span(request.op):
@@ -140,6 +144,7 @@ class Server:
             error = wrap(exc, request.op)
             log.info("failed", op=request.op, kind=error.kind, error=error.message)
             answer = {"error": error.to_wire()}
+        about.clear()
         receive(answer if trace is None else answer | {"spans": trace.finish()})
         self._replies.store(request.key, answer)
 

@@ -29,7 +29,7 @@ from kuasar.bus.messages import (
     encode,
     routing_id,
 )
-from kuasar.core import log, spans
+from kuasar.core import aio, log, spans
 from kuasar.core.aio import Future, Loop, Task, Timer
 from kuasar.core.errors import DeadlineExceeded, KuasarError, wrap
 from kuasar.core.replies import Answer, ReplyCache
@@ -303,7 +303,12 @@ class BusDealer:
 
     async def _carry_out(self, request: Request) -> None:
         trace = spans.begin(request.trace, "worker")
+        about = {"request": request.key or f"{request.epoch:x}.{request.n}"}
+        if request.op.startswith("task.") and isinstance(container := request.body.get("id"), str):
+            about["container"] = container
+        aio.set_about(about)
         answer = await self._do(request)
+        about.clear()
         self._replies.store(request.key, answer)
         self._answer(request, answer, trace.finish() if trace is not None else None)
 

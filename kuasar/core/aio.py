@@ -44,6 +44,21 @@ def set_local(value: Any) -> None:
     _local = value
 
 
+_about: dict[str, str] | None = None
+
+
+def get_about() -> dict[str, str] | None:
+    """What the running task is about, for the log; None where nobody has said."""
+    return _about
+
+
+def set_about(about: dict[str, str]) -> None:
+    """Have the running task, and every task that it spawns from now on, be about ``about``. Who clears it, when the
+    request is answered, keeps what was left behind from speaking of it."""
+    global _about
+    _about = about
+
+
 class Cancelled(BaseException):
     """Raised at the ``await`` of a cancelled task. Not an ``Exception``: cancellation is never wrapped."""
 
@@ -115,7 +130,7 @@ class Future(Generic[T]):
 class Task(Future[T]):
     """A coroutine being run. Cancelling throws :class:`Cancelled` where it waits; it is done when it has unwound."""
 
-    __slots__ = ("_cancelling", "_coro", "_local", "_waiting", "name")
+    __slots__ = ("_about", "_cancelling", "_coro", "_local", "_waiting", "name")
 
     def __init__(self, loop: Loop, coro: Coroutine[Any, Any, T], name: str, now: bool = False) -> None:
         super().__init__(loop)
@@ -123,6 +138,7 @@ class Task(Future[T]):
         self._waiting: Future[Any] | None = None
         self._cancelling = False
         self._local = _local
+        self._about = _about
         self.name = name
         loop.tasks.add(self)
         if now:
@@ -144,10 +160,11 @@ class Task(Future[T]):
         self._step()
 
     def _step(self) -> None:
-        global _local
+        global _about, _local
         if self.done or self._waiting is not None:
             return
         outer, _local = _local, self._local
+        outer_about, _about = _about, self._about
         try:
             try:
                 if self._cancelling:
@@ -157,6 +174,7 @@ class Task(Future[T]):
                     waiting = self._coro.send(None)
             finally:
                 self._local, _local = _local, outer
+                self._about, _about = _about, outer_about
         except StopIteration as stop:
             self._end(stop.value, None)
         except (Cancelled, Exception) as exc:

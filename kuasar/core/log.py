@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -22,6 +22,8 @@ _fields: dict[str, Any] = {}
 _encode: Callable[[Any], str] | None = None
 """What makes JSON of a line; None: it is logfmt."""
 _fd = 2
+_about: Callable[[], Mapping[str, str] | None] | None = None
+"""Tells what the line that is being written is about."""
 
 
 def configure(level: str = "info", fd: int = 2, form: str = "logfmt", **fields: Any) -> None:
@@ -42,6 +44,13 @@ def set_level(level: str) -> None:
     """Set the level, one of :data:`LEVELS`."""
     global _level
     _level = _LEVELS[level]
+
+
+def set_about(about: Callable[[], Mapping[str, str] | None]) -> None:
+    """Ask ``about`` at every line which request, sandbox and container it is about: these fields are added to it,
+    unless it has them."""
+    global _about
+    _about = about
 
 
 def level() -> str:
@@ -77,6 +86,9 @@ def error(message: str, **fields: Any) -> None:
 def _write(level: str, message: str, fields: dict[str, Any]) -> None:
     if _LEVELS[level] < _level:
         return
+    about = _about() if _about is not None else None
+    if about:
+        fields = fields | {name: text for name, text in about.items() if name not in fields and name not in _fields}
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
     if _encode is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from kuasar.core.ids import require_id
 from kuasar.gateway.metrics.tallies import Tallies
 from kuasar.gateway.tracing.requests import Tracer
 
+_about: ContextVar[dict[str, str] | None] = ContextVar("about", default=None)
 _OPEN_ENDED = frozenset({"Wait"})
 """Methods that may stay open as long as a sandbox lives, and so do not count as in flight."""
 
@@ -123,6 +125,7 @@ class Method:
         self, request: Any, metadata: Mapping[str, str], key: str, deadline: float | None, durable: Durable | None
     ) -> Any:
         started, failure = time.monotonic(), _GIVEN_UP
+        _about.set({"request": durable.key} if durable is not None else {})
         try:
             call = Call(_namespace_of(metadata, key), deadline, durable)
             if self.open_ended:
@@ -144,6 +147,12 @@ class Method:
                 self.tallies.answered(self.name, None if self.open_ended else time.monotonic() - started, failure)
             if log.enabled("debug"):
                 log.debug("answered", method=self.name, ms=round((time.monotonic() - started) * 1000, 1))
+
+
+def about() -> dict[str, str] | None:
+    """What the call that is being answered here is about, as far as it is known: for the log, and to be completed by
+    who finds out more."""
+    return _about.get()
 
 
 def methods_of(

@@ -12,7 +12,7 @@ import msgpack
 
 from kuasar.bus.link import Link
 from kuasar.bus.router import BusRouter
-from kuasar.gateway.calls import Call
+from kuasar.gateway.calls import Call, about
 from kuasar.gateway.tracing.requests import current
 
 DEFAULT_SECONDS = 120.0
@@ -62,6 +62,13 @@ class Workers:
         return await self._call(sandbox, op, body, deadline=call.deadline)
 
     async def _call(self, sandbox: str, op: str, body: dict[str, Any], **how: Any) -> dict[str, Any]:
+        known = about()
+        if known is not None:
+            known["sandbox"] = sandbox
+            if how.get("key"):
+                known["request"] = how["key"]
+            if op.startswith("task."):
+                known["container"] = body["id"]
         trace = current()
         if trace is None:
             return await self._router.call(sandbox, op, body, **how)

@@ -30,7 +30,7 @@ from kuasar.core.config import Config, ConfigError, load
 from kuasar.core.errors import KuasarError, Unavailable
 from kuasar.core.process import raise_descriptor_limit
 from kuasar.gateway.announce import Announcer
-from kuasar.gateway.calls import InFlight, Method, methods_of
+from kuasar.gateway.calls import InFlight, Method, about, methods_of
 from kuasar.gateway.custody import Custody
 from kuasar.gateway.directory import Directory
 from kuasar.gateway.events import EventPublisher
@@ -66,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"{exc}\n")
         return EXIT_USAGE
     log.configure(config.log_level, form=config.log_format, process="gateway")
+    log.set_about(about)
     failpoints.configure(config.failpoints_dir)
     os.umask(0o077)
     raise_descriptor_limit()  # two for each container

@@ -15,7 +15,7 @@ from typing import Any
 
 from kuasar.bus.dealer import BusDealer
 from kuasar.bus.messages import Hello, Request
-from kuasar.core import failpoints, log
+from kuasar.core import aio, failpoints, log
 from kuasar.core.aio import Future, Loop
 from kuasar.core.config import Config, ConfigError, load
 from kuasar.core.errors import InvalidArgument, KuasarError, Unimplemented
@@ -159,6 +159,7 @@ def run(args: dict[str, Any], config: Config) -> int:
     """Be the worker of ``args["sandbox"]``. Called in a fresh process; gives its exit code."""
     sandbox_id = require_id(args.get("sandbox"), "sandbox")
     log.configure(config.log_level, form=config.log_format, sandbox=sandbox_id)
+    log.set_about(aio.get_about)
     failpoints.configure(config.failpoints_dir)
     os.umask(0o077)
     loop = Loop()
