@@ -36,16 +36,16 @@ class Heart:
 
         ``now``: seconds of a clock that only goes forward.
         """
+        waited = self._probe.waiting
         if self._probe.answered(now):
             self._tell_alive()
             self._next = now + self._pause
-        elif not self._probe.waiting and now >= self._next:
-            self._probe.ask(now)
+        elif not self._probe.waiting and (waited or now >= self._next):
+            if not waited:
+                self._probe.ask(now)
             self._next = now + _RETRY
-        if self._probe.waiting:
-            return _HASTE
-        self._tell_why()
-        return max(self._next - now, 0.0)
+            self._tell_why()
+        return _HASTE if self._probe.waiting else max(self._next - now, 0.0)
 
     def stop(self, ends: bool) -> None:
         """supervisord ends, or (not ``ends``) makes itself anew: then there will be another heart."""
@@ -64,7 +64,7 @@ class Heart:
         notify(self._address, *words)
 
     def _tell_why(self) -> None:
-        why = self._probe.why
+        why = "" if self._probe.waiting else self._probe.why
         if why and why != self._status:
             self._status = why
             notify(self._address, f"STATUS={why}")
