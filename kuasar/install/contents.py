@@ -12,6 +12,7 @@ from kuasar.core.errors import InvalidArgument, NotFound
 from kuasar.core.shipped import shipped
 from kuasar.install.files import ABSENT, FILE, Found, file, link, look
 from kuasar.install.plan import below
+from kuasar.install.record import Record
 from kuasar.install.services import KUASAR
 
 CONFIG = DEFAULT_PATH
@@ -23,13 +24,15 @@ SHIM = "containerd-shim-kuasar-v2"
 _LINKED = (SHIM, "kuasarctl")
 
 
-def effective_config(root: str) -> tuple[Found, Config]:
-    """The configuration that will be in force: the one that is there, else ours. Raises ConfigError."""
-    ours = file(shipped("kuasar.toml").encode())
+def effective_config(root: str, record: Record, brought: bytes | None = None) -> tuple[Found, Config]:
+    """The file that is offered (``brought``, else the shipped one), and the configuration that will be in force: an
+    operator's, if there is one, else that. Raises ConfigError."""
+    ours = file(shipped("kuasar.toml").encode() if brought is None else brought)
     found = look(below(root, CONFIG))
-    text = (found if found.kind == FILE else ours).content
+    entry = record.entries.get(CONFIG)
+    is_kept = found.kind == FILE and (entry is None or found.digest not in entry.ours)
     try:
-        raw = tomllib.loads(text.decode())
+        raw = tomllib.loads((found if is_kept else ours).content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise InvalidArgument(f"{CONFIG}: not valid TOML: {exc}") from exc
     return ours, parse(raw, CONFIG)

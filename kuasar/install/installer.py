@@ -64,13 +64,18 @@ class Installer:
     """Asks a containerd that was restarted: why it does not serve these runtimes; empty if it does."""
     pods: Callable[[Config, Sequence[str]], list[str]]
     """The pods that containerd knows of these runtimes; empty if it cannot be asked."""
+    end_keeper: Callable[[Config], None]
+    """Ends the keeper, which survives kuasar.service; harmless if there is none."""
 
     # -- install -------------------------------------------------------------------------------------------------------
 
-    def install(self, target: Target, dry_run: bool) -> Outcome:
-        """Raises a KuasarError if anything is in the way or goes wrong; then nothing is different from before."""
-        ours, config = effective_config(self.root)
+    def install(self, target: Target, dry_run: bool, brought: bytes | None = None) -> Outcome:
+        """``brought``: a configuration to be put there instead of the shipped one.
+
+        Raises a KuasarError if anything is in the way or goes wrong; then nothing is different from before.
+        """
         record = work.read_record(self.root) or Record()
+        ours, config = effective_config(self.root, record, brought)
         containerd.require_version(target.program)
         main = look(below(self.root, target.config))
         edit = containerd.make_edit(target.program, _text(main), config, target.config, DROP_IN, self.root)
@@ -145,19 +150,23 @@ class Installer:
             work.put_all(changes, record, self.root, undo)
             if services.present:
                 services.reload()
-                self._serve(steps, restarted, undo)
+                self._serve(steps, config, restarted, undo)
                 why = self.runtimes_missing(config, sorted(config.sandboxers)) if target.service in restarted else ""
                 if why:
                     raise WrongState(f"{target.service} was restarted, but {why}")
 
-    def _serve(self, steps: list[tuple[str, str]], restarted: list[str], undo: work.Undo) -> None:
+    def _serve(self, steps: list[tuple[str, str]], config: Config, restarted: list[str], undo: work.Undo) -> None:
         for verb, unit in steps:
             if verb == "start":
-                undo.callback(self.services.stop, unit)
+                undo.callback(self._stop_kuasar, config)
                 self.services.start(unit)
             else:
                 restarted.append(unit)
                 self.services.restart(unit)
+
+    def _stop_kuasar(self, config: Config) -> None:
+        self.services.stop(KUASAR)
+        self.end_keeper(config)
 
     def _start_all(self, units: Sequence[str]) -> None:
         for unit in units:
@@ -222,7 +231,7 @@ class Installer:
                     raise WrongState(f"{target.service} was restarted without kuasar, but {why}")
             if ("stop", KUASAR) in steps:
                 stopped.append(KUASAR)
-                services.stop(KUASAR)
+                self._stop_kuasar(config)
             work.take_back_all([each for each in changes if each not in theirs], self.root, undo)
             if services.present:
                 services.reload()

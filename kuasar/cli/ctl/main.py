@@ -24,6 +24,7 @@ _COMMANDS = {
     "inspect": "kuasar.cli.ctl.commands.sandboxes",
     "log-level": "kuasar.cli.ctl.commands.levels",
     "install": "kuasar.cli.ctl.commands.install",
+    "label-node": "kuasar.cli.ctl.commands.label_node",
     "logs": "kuasar.cli.ctl.commands.endings",
     "ps": "kuasar.cli.ctl.commands.sandboxes",
     "template": "kuasar.cli.ctl.commands.templates",
@@ -64,7 +65,7 @@ def main(ctx: click.Context, config: str | None) -> None:
     Where a command takes an ID, the beginning of one is enough if it is the only one, and so is the name of a pod
     (NAME or NAMESPACE/NAME).
     """
-    if ctx.invoked_subcommand in ("completion", "doctor", "install", "uninstall"):
+    if ctx.invoked_subcommand in ("completion", "doctor", "install", "label-node", "uninstall"):
         return  # they need no configuration, or say what is wrong with it
     try:
         ctx.obj = ctx.with_resource(Node(load(config)))

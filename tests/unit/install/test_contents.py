@@ -17,6 +17,7 @@ from kuasar.core.errors import InvalidArgument
 from kuasar.install.contents import CONFIG, DROP_IN, UNIT, contents, effective_config
 from kuasar.install.drop_in import render
 from kuasar.install.files import file
+from kuasar.install.record import Record
 
 CHECKOUT = Path(__file__).parents[3]
 
@@ -65,7 +66,7 @@ def test_the_drop_in_follows_the_configuration() -> None:
 
 
 def test_where_everything_goes(tmp_path: Path) -> None:
-    config, effective = effective_config(str(tmp_path))
+    config, effective = effective_config(str(tmp_path), Record())
     assert effective.path == CONFIG
     found = contents(config, "the drop-in", "rke2-containerd.service")
     assert found[CONFIG] == config
@@ -84,7 +85,7 @@ def test_where_everything_goes(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_systemd_understands_the_unit(tmp_path: Path) -> None:
-    config, _ = effective_config(str(tmp_path))
+    config, _ = effective_config(str(tmp_path), Record())
     path = tmp_path / "kuasar.service"
     for text, good in ((contents(config, "", "containerd.service")[UNIT].text, True), ("[Service]\nTyp=x\n", False)):
         path.write_text(text)
@@ -99,7 +100,7 @@ def test_a_configuration_that_is_wrong_is_refused(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text('log_level = "loud"\n')
     with pytest.raises(ConfigError, match="log_level: 'loud' is none of"):
-        effective_config(str(tmp_path))
+        effective_config(str(tmp_path), Record())
     path.write_text("x = [")
     with pytest.raises(InvalidArgument, match="not valid TOML"):
-        effective_config(str(tmp_path))
+        effective_config(str(tmp_path), Record())

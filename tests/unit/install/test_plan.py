@@ -184,5 +184,5 @@ def test_the_record_is_what_was_written() -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 2}'])
 def test_a_damaged_record_is_named(text: str) -> None:
-    with pytest.raises(InvalidArgument, match="^/the/record: "):
+    with pytest.raises(InvalidArgument, match=r"^/the/record: "):
         Record.from_file(file(text.encode()), "/the/record")

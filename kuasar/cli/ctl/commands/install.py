@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
+import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import IO
 
 import click
 
 from kuasar.cli.ctl.failures import Absent, Failed
+from kuasar.cli.ctl.node import listener_pid
 from kuasar.cli.ctl.options import json_option
 from kuasar.cli.ctl.output import data, remark
 from kuasar.core.config import Config, ConfigError
-from kuasar.core.errors import KuasarError, NotFound
+from kuasar.core.errors import BackendFailed, KuasarError, NotFound
 from kuasar.core.programs import find_program
 from kuasar.install.installer import Installer, Outcome
 from kuasar.install.record import Target
@@ -21,6 +27,7 @@ from kuasar.install.services import Systemd
 _READY_SECONDS = 60.0
 _INTERVAL = 0.25
 _CALL_SECONDS = 5.0
+_END_SECONDS = 10.0
 _root = click.option("--root", default="/", metavar="DIR", help="Work below DIR, and touch no service.")
 _dry_run = click.option("--dry-run", is_flag=True, help="Only show every change, as a diff.")
 _no_services = click.option("--no-services", is_flag=True, help="Leave starting and stopping to me.")
@@ -39,8 +46,15 @@ _no_services = click.option("--no-services", is_flag=True, help="Leave starting 
 )
 @click.option("--containerd", "program", default="containerd", metavar="PROGRAM", help="containerd itself, to ask.")
 @click.option("--containerd-service", default=Target.service, show_default=True, metavar="UNIT")
+@click.option(
+    "--kuasar-config",
+    type=click.File("rb"),
+    metavar="FILE",
+    help="What to put there as kuasar.toml, instead of the file with the defaults.",
+)
 @json_option
 def install(
+    kuasar_config: IO[bytes] | None,
     dry_run: bool,
     root: str,
     no_services: bool,
@@ -56,7 +70,8 @@ def install(
     """
     target = Target(containerd_config, _found(program), containerd_service)
     try:
-        outcome = _installer(root, no_services).install(target, dry_run)
+        brought = None if kuasar_config is None else kuasar_config.read()
+        outcome = _installer(root, no_services).install(target, dry_run, brought)
     except (KuasarError, ConfigError) as exc:
         raise Failed(exc.message) from exc
     _show(outcome, dry_run, as_json, "nothing to do: all of it is installed")
@@ -87,7 +102,7 @@ def _installer(root: str, no_services: bool) -> Installer:
     root = os.path.abspath(root)
     if root == "/" and os.geteuid() != 0:
         raise Failed("only root may do this")
-    return Installer(root, Systemd(root, not no_services), runtimes_missing, pods_of)
+    return Installer(root, Systemd(root, not no_services), runtimes_missing, pods_of, end_keeper)
 
 
 def _found(program: str) -> str:
@@ -143,6 +158,21 @@ def pods_of(config: Config, runtimes: Sequence[str]) -> list[str]:
     except CriError as exc:
         remark(f"containerd was not asked for its pods: {exc}")
         return []
+
+
+def end_keeper(config: Config) -> None:
+    """End the keeper and wait for its end; harmless if there is none. Raises BackendFailed if it does not end."""
+    try:
+        process = os.pidfd_open(listener_pid(config.supervisor.keeper, socket.SOCK_SEQPACKET))
+    except OSError:
+        return
+    try:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, signal.SIGTERM)
+        if not select.select([process], [], [], _END_SECONDS)[0]:
+            raise BackendFailed(f"the keeper at {config.supervisor.keeper} does not end")
+    finally:
+        os.close(process)
 
 
 def _socket(config: Config) -> str:
