@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kuasar.core.errors import BackendFailed, DeadlineExceeded
-from kuasar.core.spawn import MINIMAL_ENV
+from kuasar.core.spawn import MINIMAL_ENV, PATH
 
 
 @dataclass(frozen=True)
@@ -38,3 +39,9 @@ def run_program(argv: Sequence[str], seconds: float) -> Output:
     except subprocess.TimeoutExpired as exc:
         raise DeadlineExceeded(f"{argv[0]} {' '.join(argv[1:3])}: no end within {seconds:g} s") from exc
     return Output(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+
+def find_program(name: str) -> str | None:
+    """The path of a program: of a name on the minimal environment's PATH, of a path the path itself; None if there is
+    none to be executed."""
+    return shutil.which(name, path=PATH)

@@ -34,9 +34,14 @@ class WakingPoller:
     Owns a pipe that Python's signal handler writes to. Every method that is not here is the inner poller's.
     """
 
-    def __init__(self, inner: Any, next_deadline: Callable[[], float | None]) -> None:
+    def __init__(
+        self, inner: Any, next_deadline: Callable[[], float | None], beat: Callable[[float], float] | None = None
+    ) -> None:
+        """``beat`` is called in every pass with ``time.monotonic`` and says after how many seconds it wants to be
+        called again."""
         self._inner = inner
         self._next_deadline = next_deadline
+        self._beat = beat
         self._woken = True  # nor does the first pass wait: programs are to be started
         self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
@@ -51,6 +56,8 @@ class WakingPoller:
         The pass after a signal does not wait: what the loop learns at its end (a death) it acts upon in the next one.
         """
         deadline = self._next_deadline()
+        if self._beat is not None:
+            timeout = min(timeout, self._beat(time.monotonic()))
         if self._woken:
             timeout = 0
         elif deadline is not None:

@@ -30,6 +30,7 @@ from kuasar.core.failpoints import failpoint
 from kuasar.core.ids import require_id
 from kuasar.supervisor.clone import become_subreaper
 from kuasar.supervisor.group import NAME, SandboxGroup, SandboxGroupConfig
+from kuasar.supervisor.heart import Heart, make_heart
 from kuasar.supervisor.launcher import Launcher
 from kuasar.supervisor.logs import FinishedLogs
 from kuasar.supervisor.loop import WakingPoller, make_deadlines, make_diff, make_fork, make_reaper
@@ -48,8 +49,11 @@ _DESCRIPTORS_PER_WORKER = 6
 class KuasarInterface:
     """The methods of the namespace; what starts with an underscore cannot be called from outside."""
 
-    def __init__(self, supervisord: Any, config: Config, launcher: Launcher | None = None) -> None:
-        """Take part in ``supervisord``; ``launcher`` starts the workers (default: zygote, else exec)."""
+    def __init__(
+        self, supervisord: Any, config: Config, launcher: Launcher | None = None, heart: Heart | None = None
+    ) -> None:
+        """Take part in ``supervisord``; ``launcher`` starts the workers (default: zygote, else exec); ``heart`` tells
+        systemd how we are."""
         self._supervisord = supervisord
         self._options = supervisord.options
         self._config = config
@@ -62,7 +66,7 @@ class KuasarInterface:
         logs = FinishedLogs(config.sandbox_log_dir, wanted)
         launcher = launcher or Launcher(config, self._options.logger)
         self._group_config = SandboxGroupConfig(self._options, config, launcher, logs)
-        self._attach()
+        self._attach(heart)
         self._clone_gateway(launcher)
         self._replay(wanted)
 
@@ -75,9 +79,14 @@ class KuasarInterface:
                 fork = partial(launcher.fork_gateway, process)
                 process.config.options = ForkingOptions(process.config.options, fork)
 
-    def _attach(self) -> None:
+    def _attach(self, heart: Heart | None) -> None:
         supervisord, options = self._supervisord, self._options
-        options.poller = WakingPoller(options.poller, make_deadlines(supervisord, NAME))
+        beat = None if heart is None else heart.beat
+        options.poller = WakingPoller(options.poller, make_deadlines(supervisord, NAME), beat)
+        if heart is not None:
+            # to systemd a reload is no stop
+            stop = lambda _: heart.stop(ends=options.mood < SupervisorStates.RESTARTING)  # noqa: E731
+            events.subscribe(events.SupervisorStoppingEvent, stop)
         options.fork = make_fork()
         supervisord.reap = make_reaper(supervisord)
         supervisord.diff_to_active = make_diff(supervisord, NAME)
@@ -222,4 +231,6 @@ def _describe(worker: Worker) -> dict[str, Any]:
 
 def make_rpcinterface(supervisord: Any, config: str | None = None) -> KuasarInterface:
     """What supervisord calls; the keys of the section arrive as keyword arguments."""
-    return KuasarInterface(supervisord, load(config))
+    loaded = load(config)
+    heart = make_heart(os.environ, loaded.gateway.task_socket, loaded.gateway.socket)
+    return KuasarInterface(supervisord, loaded, heart=heart)

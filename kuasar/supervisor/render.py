@@ -56,6 +56,12 @@ def prepare(config: Config) -> None:
         )
 
 
+def write_private(path: str, text: str) -> None:
+    """Write a file that only its owner may read."""
+    with open(path, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="kuasar-render", description="make supervisord.conf from kuasar.toml")
@@ -68,10 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare(config)
         with open(options.template, encoding="utf-8") as file:
             text = render(file.read(), config)
-        with open(
-            options.output, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)
-        ) as file:
-            file.write(text)
+        write_private(options.output, text)
     except (ConfigError, KuasarError, OSError) as exc:
         print(f"kuasar-render: {exc}", file=sys.stderr)
         return 1

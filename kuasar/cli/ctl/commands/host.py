@@ -27,6 +27,9 @@ def engines(node: Node, as_json: bool) -> None:
     """List the configured engines, and whether each can be used on this host, else why not."""
     found, note = ask_engines(node)
     if as_json:
+        users = node.config.sandboxers.items()
+        for each in found:
+            each["sandboxers"] = sorted(name for name, sandboxer in users if sandboxer.engine == each["name"])
         data({"note": note, "engines": found})
         return
     remark(note)
