@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
 from kuasar.core.config import Config, Containerd, Debug, Engine, Gateway, Metrics, Sandboxer, Supervisor, Tracing
 from scripts.config_reference import PAGE, page
@@ -14,20 +13,12 @@ def test_the_page_is_up_to_date() -> None:
 
 
 def test_every_key_is_there_and_explained() -> None:
-<<<<<<< HEAD
     lines = page().partition("## Top level")[2].splitlines()
     rows = [line.split(" | ") for line in lines if line.startswith("| `")]
     named = {row[0].removeprefix("| ").strip("`") for row in rows}
     kinds = (Gateway, Metrics, Tracing, Containerd, Supervisor, Debug, Sandboxer, Engine)
     sections = {kind.__name__.lower() for kind in kinds} | {"sandboxers", "engines", "path"}
     for kind in (Config, *kinds):
-=======
-    rows = [row for line in page().splitlines() if line.startswith("| `") and len(row := line.split(" | ")) >= 4]
-    named = {row[0].removeprefix("| ").strip("`") for row in rows}
-    sections = {"path", *re.findall(r"^## `\[(\w+)", page(), re.MULTILINE)}
-    assert {"gateway", "supervisor", "engines"} < sections
-    for kind in (Config, Gateway, Containerd, Supervisor, Debug, Sandboxer, Engine):
->>>>>>> ctl
         keys = {field.name for field in dataclasses.fields(kind)}
         assert keys - sections <= named | sections, kind
     assert not [row[0] for row in rows if len(row[3].rstrip(" |")) < 10], "keys without an explanation"
