@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kuasar.api.gen.ttrpc.ttrpc_pb2 import Request
-from kuasar.gateway.ttrpc import FrameType, Header
+from kuasar.core.ttrpc import FrameType, Header
 from kuasar.supervisor.heart import Heart, make_heart
 from kuasar.supervisor.probe import ANSWER_SECONDS, QUESTION, GatewayProbe
 
