@@ -24,6 +24,7 @@ _OURS: dict[str, dict[str, str]] = {
     "firecracker": {"image": GUEST_IMAGE},
     "gvisor": {"binary": f"{CHECKOUT}/.kuasar/runsc/usr/bin/runsc"},
     "qemu": {"image": GUEST_IMAGE, "cache_dir": MACHINE_CACHE},
+    "stratovirt": {"image": GUEST_IMAGE},
     "wasmedge": {"binary": f"{CHECKOUT}/.kuasar/wasmedge/usr/bin/wasmedge"},
 }
 """Settings of engines: what this checkout has built or fetched."""

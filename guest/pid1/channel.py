@@ -1,13 +1,16 @@
 """The byte stream to the host: a listening socket that the agent accepts its worker's connections on.
 
 Where the machine has a vsock device that socket is the channel. Otherwise it is a unix socket of the guest, and a
-carrier (guest/pid1/serial.py) takes the bytes from it to the virtio-serial port and back.
+carrier (guest/pid1/serial.py) takes the bytes from it to the virtio-serial port and back. A machine whose only port
+is a virtio console's (StratoVirt's microvm) has it as a terminal.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import termios
 
 from guest.pid1.serial import Carrier
 
@@ -15,6 +18,8 @@ VSOCK_PORT = 1024
 PORT_NAME = "kuasar.agent"
 _VSOCK_DEVICES = "/sys/bus/virtio/drivers/vmw_vsock_virtio_transport"
 _PORTS = "/sys/class/virtio-ports"
+_CONSOLE = "/dev/hvc0"
+"""The terminal of the first virtio console."""
 
 
 def listen(directory: str) -> tuple[socket.socket, Carrier | None]:
@@ -32,7 +37,7 @@ def listen(directory: str) -> tuple[socket.socket, Carrier | None]:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     listener.bind(path)
     listener.listen(4)
-    return listener, Carrier(port, path)
+    return listener, Carrier(open_port(port), path)
 
 
 def describe(listener: socket.socket) -> str:
@@ -53,6 +58,28 @@ def find_port(name: str) -> str | None:
             if file.read().strip() == name:
                 return f"/dev/{port}"
     return None
+
+
+def open_port(port: str, console: str = _CONSOLE) -> int:
+    """A descriptor of the port's device, or, where the kernel keeps that to itself because the port is a console's, of
+    its terminal, which passes every byte on as it is. Raises ``OSError``."""
+    flags = os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        return os.open(port, flags)
+    except OSError as exc:
+        if exc.errno != errno.ENXIO:
+            raise
+    terminal = os.open(console, flags)
+    make_raw(terminal)
+    return terminal
+
+
+def make_raw(terminal: int) -> None:
+    """No echo, no lines, no signals, eight bits: as ``cfmakeraw(3)``."""
+    _, _, cflag, _, ispeed, ospeed, cc = termios.tcgetattr(terminal)
+    cflag = cflag & ~(termios.CSIZE | termios.PARENB) | termios.CS8 | termios.CREAD
+    cc[termios.VMIN], cc[termios.VTIME] = 1, 0
+    termios.tcsetattr(terminal, termios.TCSANOW, [0, 0, cflag, 0, ispeed, ospeed, cc])
 
 
 def _has_vsock() -> bool:

@@ -32,11 +32,11 @@ _EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
 
 
 class Carrier:
-    """Carries bytes between the device ``port`` and connections to the socket ``agent``, both of them paths. Raises
-    ``OSError`` when the port cannot be opened."""
+    """Carries bytes between the open, non-blocking device ``port``, which it owns from now on, and connections to the
+    socket at ``agent``."""
 
-    def __init__(self, port: str, agent: str) -> None:
-        self._port = os.open(port, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    def __init__(self, port: int, agent: str) -> None:
+        self._port = port
         self._agent = agent
         self._connection: socket.socket | None = None
         self._nonce = b""

@@ -36,6 +36,7 @@ from kuasar.core.config import Engine
 from kuasar.core.errors import Unimplemented
 from kuasar.core.spawn import Completed
 
+MOST_QUEUES = 256
 BINARY_HINT = "name it with `binary` of the engine in kuasar.toml"
 
 
@@ -295,6 +296,11 @@ class Backend(ABC):
         """The user whose machine opens taps by their names, in the pod's network namespace; None: it gets
         descriptors."""
         return None
+
+    @property
+    def max_queues(self) -> int:
+        """How many queues a network interface of the machine can have."""
+        return MOST_QUEUES
 
     @property
     def relays_streams(self) -> bool:

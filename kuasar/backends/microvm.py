@@ -26,6 +26,7 @@ from kuasar.core import log
 from kuasar.core.aio import Task
 from kuasar.core.config import Engine
 from kuasar.core.errors import BackendFailed, InvalidArgument, KuasarError, Unavailable, Unimplemented
+from kuasar.core.holes import punch
 
 GUEST_DIRECTORY = "/run/kuasar"
 NO_HOST_NAMESPACE = "a virtual machine has a kernel of its own"
@@ -57,6 +58,8 @@ class MicroVm(Backend):
     refused_host_namespaces: ClassVar[Mapping[str, str]] = dict.fromkeys(("net", "pid", "ipc"), NO_HOST_NAMESPACE)
     shares_directories: ClassVar[bool] = True
     """Whether a machine of this kind can have a directory of the host (virtiofs)."""
+    console_is_appended_to: ClassVar[bool] = True
+    """Whether the VMM writes at the end of the console's file, wherever that is, or goes on where it was."""
 
     def __init__(self, host: Host, settings: Engine) -> None:
         super().__init__(host, settings)
@@ -432,20 +435,30 @@ class MicroVm(Backend):
         return " | ".join(telling[-3:])
 
     def _watch_console(self, path: str) -> None:
-        """Keeps the console's file small: beyond a limit its older half goes (the VMM appends, so it may be cut)."""
+        """Keeps the console's file small: beyond a limit its older half goes."""
 
         async def watch() -> None:
             while True:
                 await self.host.loop.sleep(_CONSOLE_CHECK_SECONDS)
                 with suppress(OSError):
-                    if os.stat(path).st_size > _MAX_CONSOLE_BYTES:
-                        kept = _tail(path, _MAX_CONSOLE_BYTES // 2)
-                        os.truncate(path, 0)
-                        with open(path, "a", encoding="utf-8") as file:  # noqa: ASYNC230 - half a MiB, rarely
-                            file.write(kept)
+                    shorten_console(path, self.console_is_appended_to)
 
         if path:
             self._console = self.host.loop.spawn(watch(), "console")
+
+
+def shorten_console(path: str, is_appended_to: bool, limit: int = _MAX_CONSOLE_BYTES) -> None:
+    """If more than ``limit`` bytes of the file are on the disk, cut its older half off; where the VMM would go on
+    behind the cut, make a hole of it. Raises ``OSError``."""
+    found = os.stat(path)
+    if is_appended_to and found.st_size > limit:
+        kept = _tail(path, limit // 2)
+        os.truncate(path, 0)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(kept)
+    elif not is_appended_to and found.st_blocks * 512 > limit:
+        with open(path, "r+b") as file:
+            punch(file.fileno(), 0, found.st_size - limit // 2)
 
 
 def _tail(path: str, size: int = _CONSOLE_TAIL_BYTES) -> str:

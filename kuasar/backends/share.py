@@ -22,7 +22,8 @@ from kuasar.core.errors import BackendFailed, InvalidArgument, wrap
 TAG = "kuasar"
 GUEST_DIRECTORY = "/run/kuasar/shared"
 """Where the agent mounts it."""
-_SOCKET = "virtiofsd.sock"
+SOCKET = "virtiofsd.sock"
+"""In the sandbox directory."""
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _OPTIONS = "sandbox=namespace,xattr,announce_submounts,flock,cache=auto,posix_acl"
 
@@ -65,13 +66,13 @@ class Share:
             self.bind(f"{self._host.directory}/files", "files", read_only=False)
         except OSError as exc:
             raise wrap(exc, "cannot make the directory that is shared with the machine") from exc
-        with listen(self._host.directory, _SOCKET) as listener, open_log(log_path) as log_file:
+        with listen(self._host.directory, SOCKET) as listener, open_log(log_path) as log_file:
             argv = [self._binary, "--fd=3", "-o", f"source={self.directory},{_OPTIONS}"]
             self._daemon.take(partial(self._host.start_program, argv, log_file.fileno(), [listener.fileno()], cgroup))
 
     def connect(self) -> socket.socket:
         """The connection that the VMM speaks vhost-user on; virtiofsd takes exactly one."""
-        return connect(self._host.directory, _SOCKET, "virtiofsd")
+        return connect(self._host.directory, SOCKET, "virtiofsd")
 
     def adopt(self) -> bool:
         """Take over the server of an earlier worker."""
@@ -133,7 +134,7 @@ class Share:
         self._unmount(self.directory)
         _remove_tree(self.directory)
         with suppress(FileNotFoundError):
-            os.unlink(f"{self._host.directory}/{_SOCKET}")
+            os.unlink(f"{self._host.directory}/{SOCKET}")
 
 
 def _layers(target: str) -> str:

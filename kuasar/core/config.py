@@ -159,6 +159,10 @@ class Engine:
     """``firecracker``: the program that packs root file systems of directories."""
     vmm_user: str = "own"
     """As whom the program of a machine runs: ``own``, an unprivileged user for each sandbox, or ``root``."""
+    machine: str = "q35"
+    """``stratovirt``: ``q35``, which a firmware starts, or ``microvm``."""
+    firmware: str = ""
+    """``stratovirt``: the firmware of a ``q35`` (OVMF)."""
     plugin_dir: str = ""
     """``wasmedge``: directory of plug-ins; empty: those built in only."""
     platform: str = ""
@@ -399,7 +403,12 @@ def _is_url(text: str) -> bool:
 
 def _check_machine(key: str, engine: Engine, problems: list[str]) -> None:
     """The settings of engines that run virtual machines."""
-    choices = {"accel": ("auto", "kvm", "tcg"), "shared_fs": ("virtiofs", "none"), "vmm_user": ("own", "root")}
+    choices = {
+        "accel": ("auto", "kvm", "tcg"),
+        "shared_fs": ("virtiofs", "none"),
+        "vmm_user": ("own", "root"),
+        "machine": ("q35", "microvm"),
+    }
     for name, allowed in choices.items():
         if getattr(engine, name) not in allowed:
             problems.append(f"{key}.{name}: {getattr(engine, name)!r} is none of {', '.join(allowed)}")
@@ -409,7 +418,7 @@ def _check_machine(key: str, engine: Engine, problems: list[str]) -> None:
         problems.append(f"{key}.max_vcpus: must be between 1 and {_MOST_VCPUS}")
     if not 4 <= engine.device_ports <= _MOST_PORTS:
         problems.append(f"{key}.device_ports: must be between 4 and {_MOST_PORTS}")
-    for name in ("image", "kernel", "virtiofsd"):
+    for name in ("image", "kernel", "virtiofsd", "firmware"):
         value = getattr(engine, name)
         if value and not os.path.isabs(value):
             problems.append(f"{key}.{name}: {value!r} is not an absolute path")

@@ -10,6 +10,7 @@ BACKEND_MODULES: dict[str, str] = {
     "qemu": "kuasar.backends.qemu.engine",
     "quark": "kuasar.backends.quark",
     "runc": "kuasar.backends.runc",
+    "stratovirt": "kuasar.backends.stratovirt.engine",
     "wasmedge": "kuasar.backends.wasmedge",
     "wasmtime": "kuasar.backends.wasmtime",
 }

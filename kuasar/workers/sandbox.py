@@ -294,7 +294,7 @@ class Sandbox:
         from kuasar.core.taps import MAX_QUEUES
         from kuasar.workers.network import plumb  # only pods with a kernel of their own need it
 
-        queues = min(max(1, vcpus), MAX_QUEUES)
+        queues = min(max(1, vcpus), MAX_QUEUES, self.backend.max_queues)
         owner = self.backend.tap_owner(self.id)
         return await plumb(self.loop, self.record.netns, self.id, queues, self._host, owner)
 

@@ -15,18 +15,17 @@ what has left the FIFO is punched, or else a hole could show through.
 from __future__ import annotations
 
 import array
-import ctypes
 import fcntl
 import os
 import termios
 
+from kuasar.core.holes import punch
+
 _SPLICE_F_NONBLOCK = 2
 _F_ADD_SEALS, _F_GET_SEALS, _F_SEAL_GROW = 1033, 1034, 4
-_PUNCH_HOLE = 1 | 2  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 _PAGE = os.sysconf("SC_PAGESIZE")
 _PUNCH_BYTES = 64 * 1024
 """Punched is in steps that are worth a system call."""
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Spool:
@@ -98,10 +97,7 @@ class Spool:
         offset -= offset % _PAGE
         if offset - self._punched >= _PUNCH_BYTES:
             start = self._punched - self._punched % _PAGE
-            start_arg, size_arg = ctypes.c_int64(start), ctypes.c_int64(offset - start)
-            if _libc.fallocate(self.fd, _PUNCH_HOLE, start_arg, size_arg) != 0:
-                number = ctypes.get_errno()
-                raise OSError(number, f"cannot punch a spool: {os.strerror(number)}")
+            punch(self.fd, start, offset - start)
             self._punched = offset
 
     def close(self) -> None:

@@ -192,6 +192,7 @@ _WASM = frozenset({SHARED_KERNEL, WASM, PAUSE, PAUSE_ONE, UPDATE, STATS, HOST_NE
 _MACHINE = _EACH | frozenset({SHARED_FILES, SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, SHARED_PID, OWN_KERNEL})
 # a stand-in, whose guest is no kernel of its own
 _FIRECRACKER = _EACH | frozenset({SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, SHARED_PID})
+_STRATOVIRT = _FIRECRACKER | {SHARED_FILES}
 _WASMEDGE_PROGRAMS = WasmPrograms(b"args.wasm", "stdout", (b"execution failed", b"unreachable", b"_start"))
 
 ENGINES = {
@@ -201,6 +202,7 @@ ENGINES = {
         Engine("kuasar-wasmtime", WASM_MODULES, WasmPrograms(), _WASM | {OURS}),
         Engine("kuasar-qemu", BUSYBOX, LinuxPrograms(), _MACHINE | {OURS, BOUNDED_DRAIN}, 8.0, 30, 10, True),
         Engine("kuasar-firecracker", BUSYBOX, LinuxPrograms(), _FIRECRACKER | {OURS, BOUNDED_DRAIN}, 4.0, 20, 6, True),
+        Engine("kuasar-stratovirt", BUSYBOX, LinuxPrograms(), _STRATOVIRT | {OURS, BOUNDED_DRAIN}, 4.0, 30, 8, True),
         Engine("kuasar-wasmedge", WASM_MODULES, _WASMEDGE_PROGRAMS, _WASM | {OURS, PLUGINS}),
         Engine("kuasar-gvisor", BUSYBOX, LinuxPrograms(), _GVISOR | {OURS, BOUNDED_DRAIN}, 3.0, 30, 8, True),
         # a stand-in for the program (tests/standins/quark.py): there is none here that runs a guest

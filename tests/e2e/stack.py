@@ -17,6 +17,7 @@ from scripts.layout import CHECKOUT, Layout, default_settings
 from scripts.leftovers import Leftover
 from scripts.stack import Stack
 from tests.e2e.images import wasm_modules
+from tests.e2e.standins import stand_ins
 from tests.standins.guest.server import running_hardware
 from tests.standins.install import install
 from tests.standins.quark_host import QuarkProgram
@@ -76,6 +77,7 @@ def _engines(data: str, hardware: str) -> str:
         **QEMU,
         "firecracker": {"binary": firecracker, "vmm_user": "root", "template": False},
         "quark": {"binary": str(QuarkProgram(Path(data)).path)},
+        **stand_ins(data, hardware),
     }
     return default_settings(**changes)
 

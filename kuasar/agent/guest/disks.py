@@ -1,4 +1,8 @@
-"""Disks of the machine by their serial numbers, and their file systems, each mounted once for all containers."""
+"""Disks of the machine by their serial numbers, and their file systems, each mounted once for all containers.
+
+A virtio disk that has no serial number (StratoVirt's microvm gives its replaceable disks none) goes by the kernel's
+name for it instead.
+"""
 
 from __future__ import annotations
 
@@ -144,7 +148,8 @@ def _size_of(device: str) -> int:
 
 
 def _serial_of(name: str) -> str:
-    return _read(f"{_BLOCK}/{name}/serial")
+    path = f"{_BLOCK}/{name}/serial"
+    return _read(path) or (name if os.path.exists(path) else "")
 
 
 def _read(path: str) -> str:

@@ -21,7 +21,7 @@ from kuasar.backends.guest_image import INITRD, ROOT_DISK
 from kuasar.backends.processes import HeldProcess, open_log
 from kuasar.backends.qemu.argv import Descriptors, build
 from kuasar.backends.qemu.facts import Setup
-from kuasar.backends.qemu.monitor import Monitor
+from kuasar.backends.qmp import Monitor
 from kuasar.backends.sockets import connect, listen
 from kuasar.backends.template import Template
 from kuasar.core import serial

@@ -197,14 +197,16 @@ def start_machine(
     root_disk: Path | None,
     *,
     port: bool = True,
+    console: bool = False,
     can_grow: bool = True,
     incoming: bool = False,
     memory: Path | None = None,
 ) -> Iterator[Machine]:
     """Boot the image in ``directory`` with ``root_disk`` on virtio-blk; ended, whatever state it is in, with the block.
 
-    ``can_grow``: has room for what is plugged in later; ``incoming``: wait for a state instead of booting; ``memory``:
-    start with this content. What the console said is in the output of a test that fails.
+    ``console``: its port is a virtio console's; ``can_grow``: has room for what is plugged in later; ``incoming``: wait
+    for a state instead of booting; ``memory``: start with this content. What the console said is in the output of a
+    test that fails.
     """
     with tempfile.TemporaryDirectory(prefix="kuasar-guest-") as name:
         home = Path(name)
@@ -227,8 +229,9 @@ def start_machine(
         listener.bind(f"{home}/agent")
         listener.listen(1)
         if port:
+            kind = "virtconsole" if console else "virtserialport"
             argv += ["-chardev", f"socket,id=agent,fd={listener.fileno()},server=on,wait=off"]
-            argv += ["-device", "virtserialport,chardev=agent,name=kuasar.agent"]
+            argv += ["-device", f"{kind},chardev=agent,name=kuasar.agent"]
         if root_disk is not None:
             argv += ["-drive", f"if=none,id=root,file={root_disk},format=raw,readonly=on"]
             argv += ["-device", "virtio-blk-pci,drive=root"]

@@ -1,4 +1,6 @@
-"""QEMU's machine protocol (QMP), by the package qemu.qmp, for the worker's loop.
+"""QEMU's machine protocol (QMP), by the package qemu.qmp, for the worker's loop: QEMU's own, and StratoVirt's.
+
+One command is under way at a time: StratoVirt takes whatever it reads at once for one command.
 
 The package wants asyncio, which the worker has not: so it runs in a thread of its own, which does nothing else, from
 :meth:`Monitor.connect` to :meth:`Monitor.close`. Everything here is called from, and calls back into, the worker's
@@ -28,15 +30,21 @@ _COMMAND_SECONDS = 30.0
 
 
 class Monitor:
-    """One connection to a QEMU. ``on_event(name, data)`` gets its events; ``on_lost()`` is called once when the
-    connection has ended on its own account."""
+    """One connection to ``vmm``, as people call it. ``on_event(name, data)`` gets its events; ``on_lost()`` is called
+    once when the connection has ended on its own account."""
 
     def __init__(
-        self, loop: Loop, on_event: Callable[[str, dict[str, Any]], None], on_lost: Callable[[], None]
+        self,
+        loop: Loop,
+        on_event: Callable[[str, dict[str, Any]], None],
+        on_lost: Callable[[], None],
+        vmm: str = "QEMU",
     ) -> None:
         self._loop = loop
         self._on_event = on_event
         self._on_lost = on_lost
+        self._vmm = vmm
+        self._turn = asyncio.Lock()
         self._client = QMPClient("kuasar")
         self._asyncio = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="qmp", daemon=True)
@@ -50,13 +58,13 @@ class Monitor:
         """Greet and negotiate over a connected socket, which is the monitor's from now on. Raises Unavailable."""
         limit = time.monotonic() + _CONNECT_SECONDS
         await self._do(
-            self._connect(sock), min(limit, deadline) if deadline is not None else limit, "connecting to QEMU"
+            self._connect(sock), min(limit, deadline) if deadline is not None else limit, f"connecting to {self._vmm}"
         )
 
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, deadline: float | None = None
     ) -> Any:
-        """The answer of ``command``. Raises :class:`BackendFailed` with QEMU's words, Unavailable when it is gone."""
+        """The answer of ``command``. Raises :class:`BackendFailed` with the VMM's words, Unavailable if it is gone."""
         limit = time.monotonic() + _COMMAND_SECONDS
         return await self._do(
             self._client.execute(command, arguments),
@@ -65,12 +73,12 @@ class Monitor:
         )
 
     async def give(self, name: str, fd: int, deadline: float | None = None) -> None:
-        """Give QEMU a duplicate of ``fd``, to be called ``name`` in the next command that uses it."""
+        """Give the VMM a duplicate of ``fd``, to be called ``name`` in the next command that uses it."""
 
         await self._send(fd, "getfd", {"fdname": name}, deadline)
 
     async def add_to_set(self, number: int, fd: int, deadline: float | None = None) -> None:
-        """Give QEMU a duplicate of ``fd`` that it opens as ``/dev/fdset/<number>``."""
+        """Give the VMM a duplicate of ``fd`` that it opens as ``/dev/fdset/<number>``."""
         await self._send(fd, "add-fd", {"fdset-id": number}, deadline)
 
     async def _send(self, fd: int, command: str, arguments: Mapping[str, object], deadline: float | None) -> None:
@@ -81,7 +89,7 @@ class Monitor:
         await self._do(send(), deadline or time.monotonic() + _COMMAND_SECONDS, f"QMP {command}")
 
     def close(self) -> None:
-        """End the connection and the thread; QEMU stays. Harmless to repeat."""
+        """End the connection and the thread; the VMM stays. Harmless to repeat."""
         if self._closed:
             return
         self._closed = True
@@ -103,15 +111,18 @@ class Monitor:
     async def _report(self, work: Coroutine[Any, Any, Any], future: Future[Any], what: str) -> None:
         """In the thread: carry out ``work`` and have the loop hear how it went."""
         try:
-            result = await work
+            async with self._turn:
+                result = await work
         except ExecuteError as exc:
             self._call(future.set_exception, BackendFailed(f"{what}: {exc}", qmp=exc.error_class))
         except (QMPError, OSError, EOFError) as exc:
-            self._call(future.set_exception, Unavailable(f"{what}: QEMU is gone: {exc}"))
+            self._call(future.set_exception, Unavailable(f"{what}: {self._vmm} is gone: {exc}"))
         except Exception as exc:
             self._call(future.set_exception, BackendFailed(f"{what}: {type(exc).__name__}: {exc}"))
         else:
             self._call(future.set_result, result)
+        finally:
+            work.close()  # of one whose turn has never come
 
     def _call(self, function: Callable[..., None], *args: Any) -> None:
         self._calls.append(lambda: function(*args))
@@ -158,5 +169,5 @@ class Monitor:
             self._call(self._on_event, str(event["event"]), data if isinstance(data, dict) else {})
 
     def _lost(self) -> None:
-        log.info("the connection to QEMU has ended")
+        log.info("the connection to the VMM has ended", vmm=self._vmm)
         self._on_lost()
