@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from guest.pid1.channel import open_port
 from guest.pid1.serial import CLOSED, NONCE_BYTES, OPEN, READY, Carrier
 
 SECONDS = 10.0
@@ -26,7 +27,7 @@ class Stage:
         self.agent.settimeout(SECONDS)
         self.agent.bind(str(directory / "agent.sock"))
         self.agent.listen(backlog)
-        self.carrier = Carrier(os.ttyname(self._port), str(directory / "agent.sock"))
+        self.carrier = Carrier(open_port(os.ttyname(self._port)), str(directory / "agent.sock"))
 
     def close(self) -> None:
         """A guest's carrier lives as long as the machine, and has no end of its own."""
