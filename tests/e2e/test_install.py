@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from kuasar.cli.cri import CriClient, container_config, pod_config
+from kuasar.core.config import Config
 from tests.deadline import eventually
 from tests.e2e.booted import BootedNode, booted_node
 
-OURS = {"kuasar-runc", "kuasar-qemu", "kuasar-gvisor", "kuasar-wasmedge", "kuasar-wasmtime"}
+OURS = set(Config().sandboxers)
 SYSTEMD = pytest.mark.skipif(not Path("/lib/systemd/systemd").exists(), reason="systemd is not installed here")
 pytestmark = [SYSTEMD, pytest.mark.root]
 

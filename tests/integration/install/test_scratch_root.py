@@ -18,11 +18,12 @@ from click.testing import CliRunner, Result
 
 from kuasar.cli.ctl.main import main
 from kuasar.core import failpoints
+from kuasar.core.config import Config
 from scripts.layout import CONTAINERD_BIN
 
 PROGRAM = f"{CONTAINERD_BIN}/containerd"
 CONFIG, DROP_IN = "etc/containerd/config.toml", "etc/containerd/conf.d/kuasar.toml"
-OURS = {"kuasar-runc", "kuasar-qemu", "kuasar-gvisor", "kuasar-wasmedge", "kuasar-wasmtime"}
+OURS = set(Config().sandboxers)
 V2 = """\
 version = 2
 [plugins."io.containerd.grpc.v1.cri".containerd]

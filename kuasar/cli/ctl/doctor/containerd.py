@@ -17,7 +17,7 @@ _NEEDED = (2, 1)
 _SECONDS = 10.0
 _SHIM = "containerd-shim-kuasar-v2"
 _RUNTIME = "io.containerd.kuasar.v2"
-_DROP_IN = "merge etc/containerd/kuasar.toml into containerd's configuration and restart it"
+_DROP_IN = "kuasarctl install gives containerd the runtimes that kuasar.toml has"
 
 
 def check(config: Config) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from kuasar.core.programs import run_program
 from kuasar.core.records import DAMAGED
 from kuasar.supervisor.client import SupervisorClient
 
-_START = "start supervisord (etc/supervisord.conf, rendered by python -m kuasar.supervisor.render)"
+_START = "systemctl start kuasar; where it is not installed: kuasarctl install"
 _GC_SECONDS = 60.0
 _SHOWN = 3
 
