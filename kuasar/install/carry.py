@@ -67,13 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 installed, 1 not, and the reason is on standard error."""
     parser = argparse.ArgumentParser(prog="python -m kuasar.install.carry", description="Install kuasar onto a host.")
     parser.add_argument("--host", default="/host", help="where the host's root directory is mounted")
+    parser.add_argument("--source", default=sys.prefix, help="the environment to copy (default: the one we run in)")
     parser.add_argument("--config", metavar="FILE", help="what the host gets as kuasar.toml")
     parser.add_argument("--enter", default=ENTER, help=f"what runs a command on the host (default: {ENTER})")
     parser.add_argument("options", nargs="*", help="of kuasarctl install, after --")
     options = parser.parse_args(argv)
     enter = shlex.split(options.enter)
     try:
-        home = carry(sys.prefix, options.host)
+        home = carry(options.source, options.host)
         works = run_program([*enter, f"{home}/bin/python", "-c", "import kuasar.cli.ctl.main"], _SECONDS)
         if works.code:
             raise BackendFailed(f"the host has no Python that runs {home}: {works.err.strip()[-500:]}")

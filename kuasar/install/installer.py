@@ -85,9 +85,9 @@ class Installer:
             del wanted[target.config]
         changes, entries = plan_install(wanted, target.config, record, self.root)
         self._require_kept_drop_in(changes, edit, target, config)
-        after = self._recorded(record, target, config, entries)
+        after = self._recorded(record, target, config, changes, entries)
         outcome = Outcome(changes, notes=list(_notes(changes)))
-        steps = self._steps(changes, record, target)
+        steps = self._steps(changes, record, after)
         outcome.services = [f"{verb} {unit}" for verb, unit in steps]
         if not self.services.present:
             outcome.notes += [f"there is no systemd to ask: {verb} {unit} by yourself" for verb, unit in steps]
@@ -108,11 +108,14 @@ class Installer:
             except KuasarError as exc:
                 raise InvalidArgument(f"{DROP_IN} was edited, and does not fit any more: {exc.message}") from exc
 
-    def _recorded(self, record: Record, target: Target, config: Config, entries: dict[str, Any]) -> Record:
+    def _recorded(
+        self, record: Record, target: Target, config: Config, changes: list[Change], entries: dict[str, Any]
+    ) -> Record:
         new = [each for each in _data(config) if not os.path.lexists(below(self.root, each))]
         return replace(
             record,
             version=__version__,
+            config=next(change.after.digest for change in changes if change.path == CONFIG),
             containerd=target,
             entries=entries,
             data=_union(record.data, new),
@@ -120,14 +123,15 @@ class Installer:
             runtimes=_union(record.runtimes, sorted(config.sandboxers)),
         )
 
-    def _steps(self, changes: Sequence[Change], record: Record, target: Target) -> list[tuple[str, str]]:
+    def _steps(self, changes: Sequence[Change], before: Record, after: Record) -> list[tuple[str, str]]:
         changed = {change.path for change in changes if change.changes}
         steps: list[tuple[str, str]] = []
         is_active = self.services.present and self.services.is_active(KUASAR)
         if not is_active and (self.services.present or changed):
             steps.append(("start", KUASAR))
-        elif is_active and (changed & {UNIT, CONFIG} or record.version != __version__):
+        elif is_active and (UNIT in changed or (before.version, before.config) != (after.version, after.config)):
             steps.append(("restart", KUASAR))
+        target = after.containerd
         needs = bool(changed & {target.config, DROP_IN})
         if needs and (not self.services.present or self.services.is_active(target.service)):
             steps.append(("restart", target.service))

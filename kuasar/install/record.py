@@ -50,6 +50,8 @@ class Record:
 
     version: str = ""
     """Of the package."""
+    config: str = ""
+    """Digest of the configuration that was in force: the service runs with it."""
     containerd: Target = Target()
     entries: dict[str, Entry] = field(default_factory=dict)
     directories: tuple[str, ...] = ()
@@ -70,6 +72,7 @@ class Record:
         values = {
             "format": _FORMAT,
             "version": self.version,
+            "config": self.config,
             "containerd": self.containerd.__dict__,
             "entries": entries,
             **{name: getattr(self, name) for name in ("directories", "data", "states", "runtimes")},
@@ -89,7 +92,7 @@ class Record:
             }
             target = Target(**{name: str(raw["containerd"][name]) for name in ("config", "program", "service")})
             lists = {name: _strings(raw[name]) for name in ("directories", "data", "states", "runtimes")}
-            return cls(str(raw["version"]), target, entries, **lists)
+            return cls(str(raw["version"]), str(raw["config"]), target, entries, **lists)
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise InvalidArgument(f"{path}: damaged: {exc!r}") from exc
 

@@ -178,7 +178,7 @@ def test_diffs_can_be_read(node: Node) -> None:
 
 def test_the_record_is_what_was_written() -> None:
     entry = Entry(file(b"\0", 0o600), ("file:1",), "file:2")
-    record = Record("1.0", Target("/c", "/p", "u"), {"/a": entry}, ("/d",), ("/e",), ("/f",), ("r",))
+    record = Record("1.0", "file:3", Target("/c", "/p", "u"), {"/a": entry}, ("/d",), ("/e",), ("/f",), ("r",))
     assert Record.from_file(record.to_file(), "x") == record
 
 
