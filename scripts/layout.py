@@ -21,6 +21,7 @@ GUEST_IMAGE = f"{CHECKOUT}/.kuasar/guest/image"
 MACHINE_CACHE = f"{CHECKOUT}/.kuasar/qemu"
 """Templates of machines, for all stacks of this checkout."""
 _OURS: dict[str, dict[str, str]] = {
+    "clh": {"image": GUEST_IMAGE},
     "firecracker": {"image": GUEST_IMAGE},
     "gvisor": {"binary": f"{CHECKOUT}/.kuasar/runsc/usr/bin/runsc"},
     "qemu": {"image": GUEST_IMAGE, "cache_dir": MACHINE_CACHE},

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 
 from kuasar.agent import kernel, mounts
-from kuasar.backends.base import Host
+from kuasar.backends.base import ROOT, Host, User
 from kuasar.backends.processes import HeldProcess, open_log
 from kuasar.backends.sockets import connect, listen
 from kuasar.core.errors import BackendFailed, InvalidArgument, wrap
@@ -43,9 +43,13 @@ def mounts_of_host() -> dict[str, str]:
 class Share:
     """The share of one pod. Opened by the first worker, adopted by the next ones, freed by :meth:`release`."""
 
-    def __init__(self, host: Host, binary: str) -> None:
+    def __init__(self, host: Host, binary: str, socket_directory: str = "", owner: User = ROOT) -> None:
+        """``socket_directory``: where the server's socket is (empty: in the sandbox directory), and ``owner`` who may
+        connect to it, for a VMM that does it by itself."""
         self._host = host
         self._binary = binary
+        self._socket_directory = socket_directory or host.directory
+        self._owner = owner
         self._daemon = HeldProcess(host, "virtiofsd")
         self.directory = f"{host.directory}/shared"
 
@@ -66,13 +70,13 @@ class Share:
             self.bind(f"{self._host.directory}/files", "files", read_only=False)
         except OSError as exc:
             raise wrap(exc, "cannot make the directory that is shared with the machine") from exc
-        with listen(self._host.directory, SOCKET) as listener, open_log(log_path) as log_file:
+        with listen(self._socket_directory, SOCKET, self._owner.uid) as listener, open_log(log_path) as log_file:
             argv = [self._binary, "--fd=3", "-o", f"source={self.directory},{_OPTIONS}"]
             self._daemon.take(partial(self._host.start_program, argv, log_file.fileno(), [listener.fileno()], cgroup))
 
     def connect(self) -> socket.socket:
         """The connection that the VMM speaks vhost-user on; virtiofsd takes exactly one."""
-        return connect(self._host.directory, SOCKET, "virtiofsd")
+        return connect(self._socket_directory, SOCKET, "virtiofsd")
 
     def adopt(self) -> bool:
         """Take over the server of an earlier worker."""
@@ -134,7 +138,7 @@ class Share:
         self._unmount(self.directory)
         _remove_tree(self.directory)
         with suppress(FileNotFoundError):
-            os.unlink(f"{self._host.directory}/{SOCKET}")
+            os.unlink(f"{self._socket_directory}/{SOCKET}")
 
 
 def _layers(target: str) -> str:

@@ -22,8 +22,9 @@ def _directory(path: str) -> Iterator[tuple[int, str]]:
         os.close(fd)
 
 
-def listen(directory: str, name: str) -> socket.socket:
-    """A listening socket (0600); what lay there is removed. Raises :class:`BackendFailed`."""
+def listen(directory: str, name: str, owner: int = 0) -> socket.socket:
+    """A listening socket (0600) that user ``owner`` may connect to (0: we alone); what lay there is removed. Raises
+    :class:`BackendFailed`."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         with _directory(directory) as (fd, path):
@@ -31,6 +32,8 @@ def listen(directory: str, name: str) -> socket.socket:
                 os.unlink(name, dir_fd=fd)
             listener.bind(f"{path}/{name}")
             os.chmod(name, 0o600, dir_fd=fd)
+            if owner:
+                os.chown(name, owner, -1, dir_fd=fd)
             listener.listen(_BACKLOG)
     except OSError as exc:
         listener.close()

@@ -5,6 +5,7 @@ the module when the first sandbox of that kind needs it.
 """
 
 BACKEND_MODULES: dict[str, str] = {
+    "clh": "kuasar.backends.cloud_hypervisor.engine",
     "firecracker": "kuasar.backends.firecracker.engine",
     "gvisor": "kuasar.backends.gvisor",
     "qemu": "kuasar.backends.qemu.engine",

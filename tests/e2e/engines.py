@@ -201,6 +201,7 @@ ENGINES = {
         Engine("kuasar-runc", BUSYBOX, LinuxPrograms(), _LINUX | {OURS, BOUNDED_DRAIN}),
         Engine("kuasar-wasmtime", WASM_MODULES, WasmPrograms(), _WASM | {OURS}),
         Engine("kuasar-qemu", BUSYBOX, LinuxPrograms(), _MACHINE | {OURS, BOUNDED_DRAIN}, 8.0, 30, 10, True),
+        Engine("kuasar-clh", BUSYBOX, LinuxPrograms(), _STRATOVIRT | {OURS, BOUNDED_DRAIN}, 4.0, 30, 8, True),
         Engine("kuasar-firecracker", BUSYBOX, LinuxPrograms(), _FIRECRACKER | {OURS, BOUNDED_DRAIN}, 4.0, 20, 6, True),
         Engine("kuasar-stratovirt", BUSYBOX, LinuxPrograms(), _STRATOVIRT | {OURS, BOUNDED_DRAIN}, 4.0, 30, 8, True),
         Engine("kuasar-wasmedge", WASM_MODULES, _WASMEDGE_PROGRAMS, _WASM | {OURS, PLUGINS}),

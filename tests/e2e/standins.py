@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from pathlib import Path
 
 from scripts.layout import CHECKOUT
+from tests.standins.install import install
 
 
 def stand_ins(directory: str, hardware: str) -> dict[str, dict[str, str | bool]]:
@@ -14,7 +16,9 @@ def stand_ins(directory: str, hardware: str) -> dict[str, dict[str, str | bool]]
     behind the socket ``hardware``."""
     bzimage = bytearray(1024)
     bzimage[0x202:0x206] = b"HdrS"
+    program = install("cloud_hypervisor", Path(hardware).parent / "clh", settings={"STANDIN_HARDWARE": hardware})
     return {
+        "clh": {"binary": program},
         "stratovirt": {
             "binary": _program(directory, "stratovirt", STANDIN_HARDWARE=hardware),
             "kernel": _file(directory, "vmlinuz", bytes(bzimage)),

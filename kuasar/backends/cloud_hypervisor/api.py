@@ -8,6 +8,8 @@ from contextlib import suppress
 from kuasar.backends.rest import Rest
 from kuasar.core.aio import Loop
 
+_BACKTRACE = "\n\nStack backtrace:"
+
 
 class Api(Rest):
     """The interface that listens on the socket ``name`` in ``directory``."""
@@ -22,5 +24,5 @@ def _words(data: bytes) -> str:
     with suppress(ValueError):
         causes = json.loads(text)
         if isinstance(causes, list):
-            return ": ".join(str(cause) for cause in causes)
+            return ": ".join(str(cause).partition(_BACKTRACE)[0].strip() for cause in causes)
     return text

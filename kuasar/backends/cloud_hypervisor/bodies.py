@@ -22,8 +22,36 @@ _VERSION = re.compile(r"^cloud-hypervisor v?(\d+)(?:\.\d+)*", re.MULTILINE)
 
 
 @dataclass(frozen=True)
+class Descriptors:
+    """Numbers, in the VMM, of what it inherits; files it opens anew by them (``/proc/self/fd/N``), so that it needs no
+    way to them."""
+
+    api: int
+    """Listening socket of the API."""
+    kernel: int
+    initrd: int
+    root: int
+    """The root disk."""
+    console: int
+    events: int
+    """Where events are appended to."""
+    template: int
+    """A template's memory, or the directory that one is written into; else the root disk once more."""
+
+    @classmethod
+    def in_order(cls, first: int = 3) -> Descriptors:
+        """As they are when passed in the order of the fields."""
+        return cls(*range(first, first + len(cls.__dataclass_fields__)))
+
+
+def path_of(number: int) -> str:
+    """A descriptor that the VMM has, as a path."""
+    return f"/proc/self/fd/{number}"
+
+
+@dataclass(frozen=True)
 class Guest:
-    """A machine as it is at boot. Paths are the VMM's to open."""
+    """A machine as it is at boot. Paths are the VMM's to open; relative ones are in its own directory."""
 
     kernel: str
     initramfs: str
@@ -40,9 +68,9 @@ class Guest:
     """Whether virtiofsd shall see the guest's memory."""
 
 
-def argv(binary: str, api_fd: int) -> list[str]:
-    """The VMM without a machine; the API listens on the inherited socket ``api_fd``."""
-    return [binary, "--api-socket", f"fd={api_fd}", "--seccomp", "true"]
+def argv(binary: str, api: int, events: int) -> list[str]:
+    """The VMM without a machine; ``api`` and ``events`` are numbers of inherited descriptors."""
+    return [binary, "--api-socket", f"fd={api}", "--event-monitor", f"fd={events}", "--seccomp", "true"]
 
 
 def require_version(binary: str, said: str) -> str:
@@ -62,7 +90,8 @@ def create(guest: Guest) -> dict[str, Any]:
         memory |= {"hotplug_method": "VirtioMem", "hotplug_size": guest.max_memory_bytes - guest.memory_bytes}
     return {
         "payload": {"kernel": guest.kernel, "initramfs": guest.initramfs, "cmdline": guest.command_line},
-        "cpus": {"boot_vcpus": 1, "max_vcpus": guest.max_vcpus},
+        # A machine in a pod's machine is nobody's wish, and its state cannot be saved everywhere.
+        "cpus": {"boot_vcpus": 1, "max_vcpus": guest.max_vcpus, "nested": False},
         "memory": memory,
         "disks": [disk(ROOT_DISK, guest.root_disk, read_only=True)],
         "rng": {"src": "/dev/urandom"},
@@ -96,3 +125,13 @@ def resize(vcpus: int, memory_bytes: int) -> dict[str, Any]:
 def remove(name: str) -> dict[str, Any]:
     """``vm.remove-device``."""
     return {"id": name}
+
+
+def snapshot(directory: str) -> dict[str, Any]:
+    """``vm.snapshot``: of a paused machine, into an empty directory."""
+    return {"destination_url": f"file://{directory}"}
+
+
+def restore(directory: str) -> dict[str, Any]:
+    """``vm.restore``: in the place of ``vm.create`` and ``vm.boot``; the machine is paused then."""
+    return {"source_url": f"file://{directory}"}

@@ -1,6 +1,7 @@
-"""One Cloud Hypervisor process and its sockets: started, given a machine, taken over, ended.
+"""One Cloud Hypervisor process and its sockets: started, given a machine or a template's state, taken over, ended.
 
-The API's socket is made here and inherited, so it can be connected to at once; the VMM makes that of hybrid vsock.
+The API's socket is made here and inherited, so it can be connected to at once; the VMM makes that of hybrid vsock, in
+the directory of its own that it runs in (``kuasar/backends/jail.py``).
 """
 
 from __future__ import annotations
@@ -8,53 +9,97 @@ from __future__ import annotations
 import os
 import socket
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 
 from kuasar.agent.client import AgentClient
-from kuasar.backends.base import ROOT, Host, User
+from kuasar.backends.base import ROOT, Host, Place, User
 from kuasar.backends.channels import greet
 from kuasar.backends.cloud_hypervisor import bodies
 from kuasar.backends.cloud_hypervisor.api import Api
+from kuasar.backends.cloud_hypervisor.events import EventFile
+from kuasar.backends.cloud_hypervisor.facts import Setup
+from kuasar.backends.cloud_hypervisor.state import RESTORED, State
 from kuasar.backends.hybrid_vsock import open_port
+from kuasar.backends.jail import Jail
 from kuasar.backends.processes import HeldProcess, open_log
-from kuasar.backends.rest import socket_path
 from kuasar.backends.sockets import listen
-from kuasar.core.errors import KuasarError, Unavailable
+from kuasar.core.errors import DeadlineExceeded, KuasarError, Unavailable
 
-API_SOCKET, VSOCK_SOCKET = "api.sock", "vsock.sock"
+API_SOCKET, VSOCK_SOCKET, EVENTS = "api.sock", "vsock.sock", "events"
 AGENT_PORT = 1024
 """Where the guest's agent listens (``guest/pid1/channel.py``)."""
 _POLL_SECONDS = 0.01
+_HANDSHAKE_SECONDS = 3.0
+"""A request for a port that reaches a guest whose driver is just being reset, as after a restore, is never answered."""
 _QUIT_SECONDS = 2.0
 
 
-class Machine:
-    """A Cloud Hypervisor in the directory of ``host``; ``process`` holds it."""
+@dataclass(frozen=True)
+class Placement:
+    """Where and as whom a machine runs."""
 
-    def __init__(self, host: Host, process: HeldProcess) -> None:
+    log_path: str
+    console_path: str
+    cgroup: str = ""
+    user: User = ROOT
+
+
+class Machine:
+    """A Cloud Hypervisor in the directory of ``host``; ``process`` holds it, and it runs as ``user``."""
+
+    def __init__(self, host: Host, process: HeldProcess, user: User) -> None:
         self._host = host
         self._process = process
+        self.jail = Jail(host, user)
         self.api = Api(host.loop, host.directory, API_SOCKET)
-
-    @property
-    def vsock_path(self) -> str:
-        """Where the VMM is to make its vsock's socket. Raises :class:`BackendFailed` if no address can hold it."""
-        return socket_path(self._host.directory, VSOCK_SOCKET)
+        self.events = EventFile(host.loop, f"{host.directory}/{EVENTS}")
 
     async def boot(
-        self, binary: str, guest: bodies.Guest, log_path: str, deadline: float, cgroup: str = "", user: User = ROOT
+        self, setup: Setup, guest: bodies.Guest, placement: Placement, deadline: float, template: int | None = None
     ) -> None:
-        """Start the VMM, give it a machine and let that run. What is left of a failure is undone by ending the process
-        and :meth:`disconnect`."""
-        for name in (API_SOCKET, VSOCK_SOCKET):
-            self._host.acquiring("socket", f"{self._host.directory}/{name}")
-        with listen(self._host.directory, API_SOCKET) as listener, open_log(log_path) as log_file:
-            argv = bodies.argv(binary, 3)  # where the first inherited descriptor is
-            start = partial(self._host.start_program, argv, log_file.fileno(), [listener.fileno()], cgroup, user)
-            self._process.take(start)
-        await self.api.put("vm.create", bodies.create(guest), deadline=deadline)
+        """Start the VMM, give it a machine and let that run; the paths of ``guest`` are filled in. ``template``: an
+        open directory that it can be saved into. What is left of a failure is undone by ending the process and
+        :meth:`disconnect`."""
+        self._start(setup, placement, template)
+        await self.api.put("vm.create", bodies.create(with_descriptors(guest)), deadline=deadline)
         await self.api.put("vm.boot", deadline=deadline)
+
+    async def restore(
+        self, setup: Setup, guest: bodies.Guest, saved: tuple[State, int], placement: Placement, deadline: float
+    ) -> None:
+        """Start the VMM and have it go on from a template, ``saved``: its state, and its memory as an open file.
+        Failure as of :meth:`boot`."""
+        state, memory = saved
+        self._start(setup, placement, memory)
+        source = bodies.path_of(bodies.Descriptors.in_order().template)
+        state.for_clone(with_descriptors(guest)).write(f"{self.jail.directory}/{RESTORED}", source, placement.user)
+        await self.api.put("vm.restore", bodies.restore(RESTORED), deadline=deadline)
+        await self.api.put("vm.resume", deadline=deadline)
+
+    def _start(self, setup: Setup, placement: Placement, template: int | None) -> None:
+        directory, user = self._host.directory, placement.user
+        self._host.acquiring("socket", f"{directory}/{API_SOCKET}")
+        self.jail.open()
+        with suppress(FileNotFoundError):  # of a machine whose start was given up
+            os.unlink(f"{self.jail.directory}/{VSOCK_SOCKET}")
+        numbers = bodies.Descriptors.in_order()
+        with ExitStack() as stack:
+            fds = [stack.enter_context(listen(directory, API_SOCKET)).fileno()]
+            for path in (setup.kernel, setup.initrd, setup.root):
+                fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                stack.callback(os.close, fds[-1])
+            console = stack.enter_context(open_log(placement.console_path)).fileno()
+            # It is opened anew by the VMM, as who that is then, and written from the start.
+            os.fchown(console, user.uid, user.gid)
+            events = stack.enter_context(open_log(self.events.path)).fileno()
+            os.ftruncate(events, 0)
+            fds += [console, events, fds[-1] if template is None else template]
+            log_fd = stack.enter_context(open_log(placement.log_path)).fileno()
+            argv = bodies.argv(setup.binary, numbers.api, numbers.events)
+            start, place = self._host.start_program, Place(self.jail.directory)
+            self._process.take(partial(start, argv, log_fd, fds, placement.cgroup, user, place))
 
     async def reconnect(self, deadline: float) -> None:
         """Of a machine that another process started: whether its VMM answers."""
@@ -65,13 +110,15 @@ class Machine:
         return await greet(self._host.loop, await self._until_listening(deadline), deadline)
 
     async def _until_listening(self, deadline: float) -> socket.socket:
+        loop, directory = self._host.loop, self.jail.directory
         while True:
+            limit = min(deadline, time.monotonic() + _HANDSHAKE_SECONDS)
             try:
-                return await open_port(self._host.loop, self._host.directory, VSOCK_SOCKET, AGENT_PORT, deadline)
-            except Unavailable:
+                return await open_port(loop, directory, VSOCK_SOCKET, AGENT_PORT, limit)
+            except (Unavailable, DeadlineExceeded):
                 if time.monotonic() + _POLL_SECONDS > deadline:
                     raise
-            await self._host.loop.sleep(_POLL_SECONDS)
+            await loop.sleep(_POLL_SECONDS)
 
     async def quit(self) -> None:
         """Ask the VMM to end; harmless when it is gone."""
@@ -79,9 +126,23 @@ class Machine:
             await self.api.put("vmm.shutdown", deadline=time.monotonic() + _QUIT_SECONDS)
 
     def disconnect(self) -> None:
-        """Remove the sockets; harmless to repeat."""
-        for name in (API_SOCKET, VSOCK_SOCKET):
-            path = f"{self._host.directory}/{name}"
+        """Remove the sockets and the directory of a VMM that is dead; harmless to repeat."""
+        path = f"{self._host.directory}/{API_SOCKET}"
+        for each in (path, self.events.path):
             with suppress(FileNotFoundError):
-                os.unlink(path)
-            self._host.released("socket", path)
+                os.unlink(each)
+        self._host.released("socket", path)
+        self.jail.release()
+
+
+def with_descriptors(guest: bodies.Guest) -> bodies.Guest:
+    """The machine with the paths of what its VMM inherits."""
+    numbers, path_of = bodies.Descriptors.in_order(), bodies.path_of
+    return replace(
+        guest,
+        kernel=path_of(numbers.kernel),
+        initramfs=path_of(numbers.initrd),
+        root_disk=path_of(numbers.root),
+        console=path_of(numbers.console),
+        vsock=VSOCK_SOCKET,
+    )

@@ -42,7 +42,8 @@ class Drives:
             await self._machine.api.do(bodies.swap(drive, disk.path), deadline)
         finally:
             os.close(keeper)
-        request = {"name": name, "serial": disk.serial, "bytes": disk.bytes}
+        serial = bodies.serial_of(disk.status.st_dev, disk.status.st_rdev, disk.status.st_ino)
+        request = {"name": name, "serial": serial, "bytes": disk.bytes}
         await self._ask_agent("guest.disk", request, deadline)
         self._remember(name, drive, True)
 

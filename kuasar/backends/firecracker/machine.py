@@ -19,8 +19,8 @@ from kuasar.backends.channels import greet
 from kuasar.backends.firecracker import bodies
 from kuasar.backends.firecracker.api import Api
 from kuasar.backends.firecracker.facts import Setup
-from kuasar.backends.firecracker.jail import Jail
 from kuasar.backends.hybrid_vsock import open_port
+from kuasar.backends.jail import Jail
 from kuasar.backends.processes import HeldProcess, open_log
 from kuasar.core.errors import DeadlineExceeded, Unavailable
 
@@ -76,7 +76,7 @@ class Machine:
         await self.api.do(bodies.restore(taps), deadline)
 
     def _start(self, setup: Setup, placement: Placement, files: tuple[int, ...]) -> None:
-        self.jail.open()
+        self.jail.open(bodies.EMPTY)
         for name in (bodies.API_SOCKET, bodies.VSOCK_SOCKET):  # of a machine whose start was given up
             with suppress(FileNotFoundError):
                 os.unlink(f"{self.jail.directory}/{name}")

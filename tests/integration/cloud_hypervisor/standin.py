@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from kuasar.backends.cloud_hypervisor import bodies
 from kuasar.backends.cloud_hypervisor.api import Api
 from kuasar.backends.sockets import listen
 from kuasar.core.aio import Loop
+from tests.standins.install import install
 
-PROGRAM = Path(__file__).parents[2] / "standins" / "cloud_hypervisor.py"
 SOCKET = "api.sock"
 
 
@@ -25,11 +24,13 @@ class StandIn:
     def __init__(self, directory: Path, loop: Loop, faults: Mapping[str, str]) -> None:
         self._journal = directory / "journal"
         self._journal.touch()
-        with listen(str(directory), SOCKET) as listener:
-            argv = bodies.argv(str(PROGRAM), listener.fileno())
+        self.events = directory / "events"
+        program = install("cloud_hypervisor", directory / "program")
+        with listen(str(directory), SOCKET) as listener, self.events.open("ab") as events:
             self.process = subprocess.Popen(
-                [sys.executable, *argv],
-                pass_fds=[listener.fileno()],
+                bodies.argv(program, listener.fileno(), events.fileno()),
+                pass_fds=[listener.fileno(), events.fileno()],
+                cwd=directory,
                 env={**os.environ, "STANDIN_JOURNAL": str(self._journal), "STANDIN_FAULTS": json.dumps(dict(faults))},
             )
         self.api = Api(loop, str(directory), SOCKET)

@@ -26,11 +26,11 @@ from tests.integration.cloud_hypervisor.standin import StandIn
 from tests.vendor_specs import require_spec, validate
 
 GUEST = bodies.Guest(
-    kernel="/image/vmlinux",
-    initramfs="/image/initrd",
-    root_disk="/image/root.img",
+    kernel=os.devnull,
+    initramfs=os.devnull,
+    root_disk=os.devnull,
     command_line="console=ttyS0",
-    console="/log/console",
+    console=os.devnull,
     vsock="/run/vsock.sock",
     memory_bytes=128 << 20,
     max_memory_bytes=1024 << 20,
@@ -78,6 +78,7 @@ async def live(api: Api, disk: str, taps: tuple[int, ...]) -> list[Any]:
         await api.put("vm.pause"),
         (await api.get("vm.info"))["state"],
         await api.put("vm.resume"),
+        await api.put("vm.power-button"),
         await api.put("vm.shutdown"),
         await api.put("vmm.shutdown"),
     ]
@@ -96,6 +97,7 @@ ENDPOINTS = [
     "vm.pause",
     "vm.info",
     "vm.resume",
+    "vm.power-button",
     "vm.shutdown",
     "vmm.shutdown",
 ]
@@ -122,7 +124,7 @@ def test_the_life_of_a_machine(loop: Loop, start: Starter, disk: str, taps: tupl
     answers = loop.run(live(standin.api, disk, taps))
     devices = ["k1", "nic0", "root", "share", "vsock"]
     assert answers[:8] == ["v50.0.0", None, None, "share", "nic0", "k1", None, devices]
-    assert answers[8:] == [None, None, "Paused", None, None, None]
+    assert answers[8:] == [None, None, "Paused", None, None, None, None]
     assert standin.process.wait(timeout=60) == 0
     journal = standin.journal
     assert [each["call"].split(" ")[1] for each in journal] == ENDPOINTS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from kuasar.backends.probing import Probe, ProbeHost
 from kuasar.core.aio import Loop
 from kuasar.core.errors import BackendFailed, DeadlineExceeded
 from kuasar.core.spawn import Children
-from tests.integration.cloud_hypervisor.standin import PROGRAM
+from tests.standins.install import install
 
 
 @pytest.fixture
@@ -43,12 +42,12 @@ def find(loop: Loop, host: ProbeHost, name: str, seconds: float = 60.0) -> Probe
 
 
 def test_the_program_and_its_version(loop: Loop, host: ProbeHost, tmp_path: Path) -> None:
-    path = script(tmp_path, f'exec {sys.executable} {PROGRAM} "$@"')
+    path = install("cloud_hypervisor", tmp_path)
     assert find(loop, host, path) == Probe(path, "50.0.0")
 
 
 def test_a_version_that_is_too_old(loop: Loop, host: ProbeHost, tmp_path: Path) -> None:
-    path = script(tmp_path, "export STANDIN_VERSION=48.0.0", f'exec {sys.executable} {PROGRAM} "$@"')
+    path = install("cloud_hypervisor", tmp_path, settings={"STANDIN_VERSION": "48.0.0"})
     with pytest.raises(BackendFailed, match=r"v48\.0\.0 is too old, 50 or newer is needed; .*`binary`"):
         find(loop, host, path)
 

@@ -1,114 +1,187 @@
-"""A Cloud Hypervisor as the worker starts it: the stand-in as VMM, the real agent as its guest."""
+"""A Cloud Hypervisor as the worker starts it: the stand-in as VMM, unprivileged, our guest behind it."""
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
-import shutil
-import sys
-import tempfile
 import time
-import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from kuasar.backends.base import ROOT as ROOT_USER
 from kuasar.backends.cloud_hypervisor import bodies
-from kuasar.backends.cloud_hypervisor.machine import API_SOCKET, VSOCK_SOCKET, Machine
-from kuasar.backends.making import MakerHost
-from kuasar.backends.processes import HeldProcess
-from kuasar.core.aio import Loop
+from kuasar.backends.cloud_hypervisor.devices import Devices
+from kuasar.backends.cloud_hypervisor.events import Event
+from kuasar.backends.cloud_hypervisor.machine import API_SOCKET, VSOCK_SOCKET
+from kuasar.backends.cloud_hypervisor.state import MEMORY, State
+from kuasar.backends.cloud_hypervisor.template import guest_of
+from kuasar.backends.sizes import Size
 from kuasar.core.errors import BackendFailed, DeadlineExceeded, KuasarError, Unavailable
-from tests.integration.agent.harness import running_agent
-from tests.integration.cloud_hypervisor.standin import PROGRAM
-from tests.needs import ROOT
+from tests.deadline import eventually
+from tests.integration.cloud_hypervisor.rig import SECONDS, USER, Rig, directory_for_all
+from tests.needs import IMAGE, ROOT
 
-pytestmark = ROOT
-RUNC = pytest.mark.skipif(
-    shutil.which("runc") is None, reason="runc is not installed: the agent makes containers by it"
-)
+pytestmark = [ROOT, IMAGE]
 
 
-class Rig:
-    """A machine in a directory of its own."""
+@pytest.fixture
+def deaf() -> Iterator[Rig]:
+    """A machine in which nobody ever listens."""
+    with directory_for_all() as directory:
+        made = Rig(directory)
+        yield made
+        made.close()
 
-    def __init__(self, loop: Loop, directory: Path) -> None:
-        self.loop = loop
-        self.directory = directory
-        self.host = MakerHost(loop, str(directory))
-        self.process = HeldProcess(self.host, "vmm")
-        self.machine = Machine(self.host, self.process)
 
-    def boot(self, binary: str, seconds: float = 60.0) -> None:
-        guest = bodies.Guest(
-            kernel="/image/vmlinux",
-            initramfs="/image/initrd",
-            root_disk="/image/root.img",
-            command_line="console=ttyS0",
-            console=str(self.directory / "console"),
-            vsock=self.machine.vsock_path,
-            memory_bytes=128 << 20,
-            max_memory_bytes=1024 << 20,
-            max_vcpus=2,
-            shared_memory=True,
+def test_the_agent_of_a_machine_answers_and_its_end_is_the_machine_s(rig: Rig) -> None:
+    rig.boot()
+    for _ in range(2):  # a successor connects anew
+        client = rig.connect()
+        assert rig.call(client, "info")["containers"] == []
+    rig.loop.run(rig.machine.reconnect(time.monotonic() + SECONDS))
+    rig.call(client, "shutdown", {"grace": 0})
+    client.close()
+    assert rig.loop.run(rig.process.ended_by(time.monotonic() + SECONDS))
+    assert "kuasar-guest: end: the agent exited with 0" in (rig.directory / "console").read_text()
+    assert rig.machine.events.read()[-1] == Event("vmm", "shutdown")
+
+
+def test_the_vmm_has_no_rights(rig: Rig) -> None:
+    rig.boot()
+    status = Path(f"/proc/{rig.process.pid}/status").read_text().splitlines()
+    found = {name: value.split() for name, _, value in (line.partition(":") for line in status)}
+    assert found["Uid"] == [str(USER.uid)] * 4
+    assert found["CapEff"] == ["0" * 16]
+    assert found["NoNewPrivs"] == ["1"]
+
+
+def test_asked_to_quit_it_ends(rig: Rig) -> None:
+    rig.boot()
+    rig.loop.run(rig.machine.quit())
+    assert rig.loop.run(rig.process.ended_by(time.monotonic() + SECONDS))
+    rig.loop.run(rig.machine.quit())
+
+
+def test_devices_are_plugged_in_once_and_out_again(rig: Rig) -> None:
+    rig.boot()
+    client = rig.connect()
+    image = rig.directory / "image"
+    image.write_bytes(b"content".ljust(1 << 20, b"\0"))
+    image.chmod(0o600)  # root's alone
+    devices = Devices(rig.loop, rig.machine)
+    for _ in range(2):  # the second time as after an adoption
+        rig.loop.run(devices.plug_disk("k1", str(image), False, time.monotonic() + SECONDS))
+    found = rig.loop.run(rig.machine.api.get("vm.info"))["device_tree"]
+    assert sorted(found) == ["k1", "root", "vsock"]
+    for _ in range(2):
+        rig.loop.run(devices.unplug("k1"))
+    assert not Path(rig.machine.jail.directory, "k1").exists()
+    rig.loop.run(devices.resize(Size(2, 256 << 20), time.monotonic() + SECONDS))
+    assert rig.call(client, "guest.online", {"cpus": 2, "memory_bytes": 256 << 20})["cpus"] == 2
+    with pytest.raises(BackendFailed, match=r"vm\.resize: .*Desired vCPU count exceeds maximum \(HTTP 500\)"):
+        rig.loop.run(devices.resize(Size(3, 256 << 20), time.monotonic() + SECONDS))
+    client.close()
+
+
+def test_a_disk_that_the_vmm_refuses_leaves_nothing(rig: Rig) -> None:
+    rig.boot({"vm.add-disk": "fail"})
+    image = rig.directory / "image"
+    image.write_bytes(bytes(1 << 20))
+    with pytest.raises(BackendFailed, match="told to fail: by the test"):
+        rig.loop.run(Devices(rig.loop, rig.machine).plug_disk("k1", str(image), True, time.monotonic() + SECONDS))
+    assert not Path(rig.machine.jail.directory, "k1").exists()
+
+
+def test_a_guest_that_resets_its_machine_is_told(rig: Rig) -> None:
+    """As a kernel does that panics: the VMM would start the machine anew."""
+    rig.boot()
+    rig.connect().close()
+    assert rig.machine.events.read()[-1] == Event("vm", "booted")
+    children = Path("/proc/self/task/" + str(os.getpid()) + "/children")
+    init = _first_process(int(each) for each in children.read_text().split())
+    os.kill(init, 9)
+    lost = rig.loop.run(rig.loop.wait_for(rig.machine.events.until_lost(), time.monotonic() + SECONDS))
+    assert lost == "its guest has reset the machine"
+
+
+def _first_process(pids: Iterator[int]) -> int:
+    """The first process of the only pid namespace below ours."""
+    for pid in pids:
+        words = Path(f"/proc/{pid}/status").read_text().partition("NSpid:")[2].partition("\n")[0].split()
+        if len(words) == 2 and words[1] == "1":
+            return pid
+        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        if found := _first_process(int(each) for each in below):
+            return found
+    return 0
+
+
+# -- saved machines ----------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_machine_goes_on_as_another(rig: Rig) -> None:
+    raw = rig.directory / "raw"
+    raw.mkdir()
+    os.chown(raw, USER.uid, USER.gid)
+    directory = os.open(raw, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        setup = rig.boot(template=directory)
+    finally:
+        os.close(directory)
+    rig.connect().close()
+    with pytest.raises(BackendFailed, match=r"The VM is Running \(HTTP 405\)"):
+        rig.put("vm.snapshot", bodies.snapshot("/tmp"))
+    rig.put("vm.pause")
+    rig.put("vm.snapshot", bodies.snapshot(bodies.path_of(bodies.Descriptors.in_order().template)))
+    rig.end()
+    (rig.directory / "console").write_text("kept")
+    state = State.unpack(State.read(str(raw)).pack())
+    memory = os.open(raw / MEMORY, os.O_RDONLY)
+    try:
+        restore = rig.machine.restore(
+            setup, guest_of(setup, rig.settings), (state, memory), rig.placement, time.monotonic() + SECONDS
         )
-        log_path = str(self.directory / "log")
-        self.loop.run(self.machine.boot(binary, guest, log_path, time.monotonic() + seconds))
-
-    def stand_in(self, **settings: str) -> str:
-        """Path of the stand-in; a program of ours starts with no environment, so its settings are in a script."""
-        path = self.directory / "cloud-hypervisor"
-        words = {"STANDIN_JOURNAL": str(self.directory / "journal"), **settings}
-        lines = [f"export {name}={shlex.quote(value)}" for name, value in words.items()]
-        path.write_text("\n".join(["#!/bin/sh", *lines, f'exec {sys.executable} {PROGRAM} "$@"', ""]))
-        path.chmod(0o755)
-        return str(path)
-
-    def end(self) -> None:
-        self.loop.run(self.process.kill(time.monotonic() + 30.0))
-        self.process.release()
-        self.machine.disconnect()
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    """A short one: socket addresses are short."""
-    path = Path(tempfile.mkdtemp(prefix="kclh-"))
-    yield path
-    shutil.rmtree(path)
+        rig.loop.run(restore)
+    finally:
+        os.close(memory)
+    client = rig.connect()
+    proof = rig.call(
+        client,
+        "guest.identity",
+        {"time_ns": time.time_ns(), "entropy": bytes(64), "machine_id": "7" * 32, "hostname": "clone"},
+    )
+    assert proof["hostname"] == "clone"
+    client.close()
+    config = rig.loop.run(rig.machine.api.get("vm.info"))["config"]
+    numbers = bodies.Descriptors.in_order()
+    assert config["serial"]["file"] == bodies.path_of(numbers.console)
+    assert config["vsock"]["socket"] == VSOCK_SOCKET
 
 
-@pytest.fixture
-def rig(directory: Path) -> Iterator[Rig]:
-    loop = Loop()
-    made = Rig(loop, directory)
-    yield made
-    made.end()
-    made.host.close()
-    loop.close()
+def test_a_template_that_is_cut_is_refused(rig: Rig) -> None:
+    setup = rig.setup()
+    guest = guest_of(setup, rig.settings)
+    config = {**bodies.create(guest), "disks": [bodies.disk("root", "/old", read_only=True)]}
+    memory = os.memfd_create("memory")
+    restore = rig.machine.restore(
+        setup, guest, (State(config, '{"devices": []}'), memory), rig.placement, time.monotonic() + SECONDS
+    )
+    try:
+        with pytest.raises(BackendFailed, match=r"vm\.restore: .*failed to fill whole buffer"):
+            rig.loop.run(restore)
+    finally:
+        os.close(memory)
 
 
-@RUNC
-def test_the_agent_of_a_machine_answers(rig: Rig) -> None:
-    (rig.directory / "agent").mkdir()
-    with running_agent(rig.directory / "agent", f"t{uuid.uuid4().hex[:8]}") as agent:
-        rig.boot(rig.stand_in(STANDIN_AGENT=agent.socket_path))
-        for _ in range(2):  # a successor connects anew
-            client = rig.loop.run(rig.machine.open_channel(time.monotonic() + 60.0))
-            answer = client.call("setup", {"hostname": "pod", "sysctls": {}, "shm_bytes": 0}, deadline=None)
-            assert isinstance(rig.loop.run(answer), dict)
-            client.close()
-        rig.loop.run(rig.machine.reconnect(time.monotonic() + 60.0))
-        rig.loop.run(rig.machine.quit())
-        assert rig.loop.run(rig.process.ended_by(time.monotonic() + 60.0))
+# -- what goes wrong ---------------------------------------------------------------------------------------------------
 
 
-def test_a_guest_that_never_listens_costs_the_deadline(rig: Rig) -> None:
-    rig.boot(rig.stand_in())
+def test_a_guest_that_never_listens_costs_the_deadline(deaf: Rig) -> None:
+    deaf.boot()
     with pytest.raises((Unavailable, DeadlineExceeded), match="vsock port 1024"):
-        rig.loop.run(rig.machine.open_channel(time.monotonic() + 0.3))
+        deaf.loop.run(deaf.machine.open_channel(time.monotonic() + 0.3))
 
 
 @pytest.mark.parametrize("endpoint", ["vm.create", "vm.boot"])
@@ -116,23 +189,33 @@ def test_a_guest_that_never_listens_costs_the_deadline(rig: Rig) -> None:
     "fault, error, words", [("fail", BackendFailed, "told to fail: by the test"), ("die", Unavailable, "connection")]
 )
 def test_a_start_that_fails_leaves_nothing(
-    rig: Rig,
-    endpoint: str,
-    fault: str,
-    error: type[KuasarError],
-    words: str,
+    deaf: Rig, endpoint: str, fault: str, error: type[KuasarError], words: str
 ) -> None:
-    binary = rig.stand_in(STANDIN_FAULTS=json.dumps({endpoint: fault}))
     with pytest.raises(error, match=words):
-        rig.boot(binary)
-    rig.end()
-    assert not {API_SOCKET, VSOCK_SOCKET} & set(os.listdir(rig.directory))
+        deaf.boot({endpoint: fault})
+    deaf.end()
+    assert not {API_SOCKET, "vmm", "events"} & set(os.listdir(deaf.directory))
 
 
-def test_a_program_that_is_not_there(rig: Rig) -> None:
-    with pytest.raises((BackendFailed, Unavailable)):
-        rig.boot("/nonexistent/cloud-hypervisor", seconds=30.0)
+def test_a_file_that_the_vmm_cannot_open_is_named(rig: Rig) -> None:
+    """The disk of the guest is nobody's to read but root's."""
+    setup = rig.setup()
+    secret = rig.directory / "root"
+    secret.write_bytes(bytes(4096))
+    secret.chmod(0o600)
+    wrong = replace(setup, root=str(secret))
+    boot = rig.machine.boot(wrong, guest_of(wrong, rig.settings), rig.placement, time.monotonic() + SECONDS)
+    with pytest.raises(BackendFailed, match=r"Cannot open /proc/self/fd/6: Permission denied \(HTTP 500\)"):
+        rig.loop.run(boot)
 
 
-def test_asking_what_is_gone_to_quit_is_harmless(rig: Rig) -> None:
-    rig.loop.run(rig.machine.quit())
+def test_a_vmm_that_is_root_s_may_do_it(rig: Rig) -> None:
+    with directory_for_all() as directory:
+        as_root = Rig(directory, user=ROOT_USER)
+        as_root.boot()
+        eventually((directory / "vmm" / VSOCK_SOCKET).exists, "the vsock's socket")
+        as_root.close()
+
+
+def test_asking_what_is_gone_to_quit_is_harmless(deaf: Rig) -> None:
+    deaf.loop.run(deaf.machine.quit())

@@ -11,8 +11,8 @@ from typing import Any
 from kuasar.backends.base import ROOT, User
 from kuasar.backends.firecracker import bodies
 from kuasar.backends.firecracker.facts import Setup
-from kuasar.backends.firecracker.jail import Disk
 from kuasar.backends.firecracker.machine import Machine, Placement
+from kuasar.backends.jail import Disk
 from kuasar.backends.making import MakerHost
 from kuasar.backends.processes import HeldProcess
 from kuasar.core.aio import Loop

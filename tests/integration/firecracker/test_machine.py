@@ -56,7 +56,7 @@ def test_a_disk_is_the_file_and_ends_with_its_last_user(rig: Rig) -> None:
     node = rig.jail / "k1"
     try:
         found = node.stat()
-        assert disk.serial == f"{found.st_dev}{found.st_rdev}{found.st_ino}"[:20]
+        assert disk.status == found
         assert disk.bytes == 1 << 20
         with node.open("rb") as file:
             assert file.read(7) == b"content"

@@ -24,7 +24,7 @@ from tests.standins.guest.loops import Loop
 
 _AGENT_PORT = 1024
 _SHARE_EVENT = "/sys/devices/virtual/mem/null/uevent"
-_ENDS = {signal.SIGINT: "power-off", signal.SIGHUP: "reset", signal.SIGKILL: "killed"}
+_ENDS = {signal.SIGINT: "power-off", signal.SIGHUP: "reset"}
 """What reboot(2) in a pid namespace ends the first process with."""
 
 
@@ -37,6 +37,7 @@ class Machine:
         self._end = -1
         self._pid = 0
         self._pidfd = -1
+        self._killed = False
         self._cgroup: GuestCgroup | None = None
         self._pumps = pumps.Pumps()
         self._cards = 0
@@ -132,6 +133,7 @@ class Machine:
         self._pid = 0
         if self._end >= 0:
             cause = _ENDS.get(signal.Signals(os.WTERMSIG(status))) if os.WIFSIGNALED(status) else None
+            cause = "killed" if self._killed else cause
             with suppress(BrokenPipeError):  # the VMM is gone, too
                 os.write(self._end, (cause or "panic").encode())
             os.close(self._end)
@@ -139,6 +141,7 @@ class Machine:
 
     def _kill(self, body: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
         if self._pid:
+            self._killed = True
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             if self._cgroup is not None:
                 with suppress(OSError):  # somebody has destroyed it

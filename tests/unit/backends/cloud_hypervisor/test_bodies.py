@@ -35,7 +35,7 @@ GOLDEN: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
                 "initramfs": "/image/initrd",
                 "cmdline": "console=ttyS0 quiet",
             },
-            "cpus": {"boot_vcpus": 1, "max_vcpus": 4},
+            "cpus": {"boot_vcpus": 1, "max_vcpus": 4, "nested": False},
             "memory": {
                 "size": 134217728,
                 "shared": True,
@@ -68,6 +68,8 @@ GOLDEN: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "resize": ("vm.resize", bodies.resize(2, 256 << 20), {"desired_vcpus": 2, "desired_ram": 268435456}),
     "remove": ("vm.remove-device", bodies.remove("k1"), {"id": "k1"}),
+    "snapshot": ("vm.snapshot", bodies.snapshot("/proc/self/fd/9"), {"destination_url": "file:///proc/self/fd/9"}),
+    "restore": ("vm.restore", bodies.restore("restored"), {"source_url": "file://restored"}),
 }
 
 
@@ -95,7 +97,8 @@ def test_a_machine_that_cannot_grow_has_no_room_for_memory() -> None:
 
 
 def test_argv() -> None:
-    assert bodies.argv("/opt/ch", 3) == ["/opt/ch", "--api-socket", "fd=3", "--seccomp", "true"]
+    words = ["--api-socket", "fd=3", "--event-monitor", "fd=8", "--seccomp", "true"]
+    assert bodies.argv("/opt/ch", 3, 8) == ["/opt/ch", *words]
 
 
 @pytest.mark.parametrize("said, version", [("cloud-hypervisor v50.0.0\n", "50.0.0"), ("cloud-hypervisor 51.1", "51.1")])

@@ -1,4 +1,4 @@
-"""The directory that a Firecracker runs in: a small tmpfs of its own user, with everything it may open by a path.
+"""The directory that a VMM runs in which opens files by paths: a small tmpfs of its own user, with all it may open.
 
 ``<sandbox directory>/vmm``. The VMM is started with it as its working directory and names all files by relative paths;
 nothing above it can be entered by its user. Disks are device nodes made here, one per disk: a block device under a node
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 from kuasar.agent import kernel
 from kuasar.backends.base import Host, User
-from kuasar.backends.firecracker.bodies import EMPTY, serial_of
 from kuasar.core.errors import BackendFailed, wrap
 
 _NAME = "vmm"
@@ -40,8 +39,8 @@ class Disk:
 
     path: str
     """In the jail."""
-    serial: str
-    """By which the guest finds it."""
+    status: os.stat_result
+    """Of its node."""
     bytes: int
 
 
@@ -53,8 +52,8 @@ class Jail:
         self._user = user
         self.directory = f"{host.directory}/{_NAME}"
 
-    def open(self) -> None:
-        """Make it, with a file that has nothing in it. Undone by :meth:`release`."""
+    def open(self, *empty: str) -> None:
+        """Make it, with files of these names that have nothing in them. Undone by :meth:`release`."""
         self._host.acquiring("mount", self.directory)
         try:
             os.makedirs(self.directory, mode=0o700, exist_ok=True)
@@ -63,11 +62,12 @@ class Jail:
                 kernel.mount(
                     "tmpfs", self.directory, "tmpfs", kernel.MS_NOSUID | kernel.MS_NOEXEC, f"{_OPTIONS},{owner}"
                 )
-            fd = os.open(f"{self.directory}/{EMPTY}", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                os.fchown(fd, self._user.uid, self._user.gid)
-            finally:
-                os.close(fd)
+            for name in empty:
+                fd = os.open(f"{self.directory}/{name}", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    os.fchown(fd, self._user.uid, self._user.gid)
+                finally:
+                    os.close(fd)
         except OSError as exc:
             raise wrap(exc, "cannot make the directory of the VMM") from exc
 
@@ -98,9 +98,8 @@ class Jail:
         self.remove_disk(name)
         os.mknod(path, stat.S_IFBLK | 0o600, number)
         os.chown(path, self._user.uid, self._user.gid)
-        found = os.stat(path)
         (size,) = struct.unpack("Q", fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8)))
-        return Disk(name, serial_of(found.st_dev, found.st_rdev, found.st_ino), size)
+        return Disk(name, os.stat(path), size)
 
     def remove_disk(self, name: str) -> None:
         """Take its node away; harmless when it is gone. A VMM that has it open keeps it."""
