@@ -79,7 +79,7 @@ class Guest:
     def plug_connected_share(self, tag: str, server: socket.socket, path: str) -> None:
         """As :meth:`plug_share`, on a connection that is there already and belongs to the guest from now on."""
         self._shares.append(server)
-        self._ask("plug_share", tag=tag, path=path)
+        self._ask("plug_share", tag=tag, path=os.path.abspath(path))
 
     def plug_disk(self, name: str, disk: int, read_only: bool) -> None:
         """A disk with the serial number ``name`` on the open block device or file ``disk``. One that is there already

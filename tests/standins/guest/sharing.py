@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from contextlib import suppress
 
 from kuasar.agent import kernel
@@ -12,19 +13,21 @@ from kuasar.core.namespaces import setns
 _OPEN_TREE, _MOVE_MOUNT = 428, 429
 _CLONE, _CLOEXEC, _RECURSIVE, _EMPTY_PATH = 0x1, 0x80000, 0x8000, 0x4
 _AT_FDCWD = -100
+_SECONDS = 10.0
 _libc = ctypes.PyDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
 def find_server(path: str) -> tuple[int, str]:
-    """The process that serves the socket ``path`` and the directory that it was given. Raises ``LookupError``."""
+    """The process that serves the socket ``path``, which it was given or which is beside or below what it serves, and
+    the directory that it serves. Raises ``LookupError``."""
     for name in filter(str.isdecimal, os.listdir("/proc")):
         with suppress(OSError):
             with open(f"/proc/{name}/cmdline", "rb") as file:
                 words = os.fsdecode(file.read()).split("\0")
             source = _source(words)
             named = any(word == path or word.endswith(f"={path}") for word in words)
-            if source and (named or os.path.dirname(source) == os.path.dirname(path)):
+            if source and (named or path.startswith(f"{os.path.dirname(source)}/")):
                 return int(name), source
     raise LookupError(f"no file server is behind {path}")
 
@@ -42,15 +45,24 @@ def _source(words: list[str]) -> str:
 def show(server: int, source: str, guest: int, target: str) -> None:
     """Mount what process ``server`` serves on ``target`` as process ``guest`` sees it; what the host mounts there later
     appears, too. Changes the caller's mount namespace for good: call it in a process of its own."""
+    _wait_until_shut_in(server, source)
     theirs = os.open(f"/proc/{server}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     guests = os.open(f"/proc/{guest}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    if os.fstat(theirs).st_ino != os.stat("/proc/self/ns/mnt").st_ino:
-        source = "/"  # it has nothing but that directory in its namespace
     setns(theirs, kernel.CLONE_NEWNS)
-    tree = _checked(_libc.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(source), _CLONE | _CLOEXEC | _RECURSIVE), source)
+    tree = _checked(_libc.syscall(_OPEN_TREE, _AT_FDCWD, b"/", _CLONE | _CLOEXEC | _RECURSIVE), source)
     setns(guests, kernel.CLONE_NEWNS)
     os.makedirs(target, exist_ok=True)
     _checked(_libc.syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), _EMPTY_PATH), target)
+
+
+def _wait_until_shut_in(server: int, source: str) -> None:
+    """Until the server sees nothing but the directory, which it sees to once it has been connected to. Raises
+    ``TimeoutError``."""
+    deadline = time.monotonic() + _SECONDS
+    while not os.path.samefile(f"/proc/{server}/root", source):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"process {server} does not shut itself into {source}")
+        time.sleep(0.005)
 
 
 def _checked(result: int, path: str) -> int:
