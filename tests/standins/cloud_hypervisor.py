@@ -333,7 +333,14 @@ class Vmm:
         self._require_new(body)
         if body["num_queues"] != 2 * len(fds):
             raise Refused(400, "Error from API", f"{body['num_queues']} queues, but {len(fds)} taps")
-        self.machine.do("plug_nic", body["mac"], body["mtu"], fds)
+        if body["num_queues"] > 2 * self.config["cpus"]["boot_vcpus"]:
+            words = (
+                f"Queue count ({body['num_queues']}) must not exceed boot vCPUs ({self.config['cpus']['boot_vcpus']})"
+            )
+            raise Refused(500, "Error from API", "Failed to validate config", words)
+        if "mtu" in body:
+            raise Refused(500, "Error from API", "Cannot set the MTU of a tap in another namespace")
+        self.machine.do("plug_nic", body["mac"], 0, fds)
         return self._added(body)
 
     def _add_fs(self, body: dict[str, Any], fds: list[int]) -> Any:

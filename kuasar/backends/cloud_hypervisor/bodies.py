@@ -108,8 +108,9 @@ def disk(name: str, path: str, *, read_only: bool) -> dict[str, Any]:
 
 
 def net(name: str, nic: Nic) -> dict[str, Any]:
-    """``vm.add-net``: the taps come beside the request, a pair of queues for each."""
-    return {"id": name, "mac": nic.mac, "mtu": nic.mtu, "num_queues": 2 * len(nic.taps)}
+    """``vm.add-net``: the taps come beside the request, a pair of queues for each. The MTU is the agent's to set: the
+    VMM would set that of the tap, too, which is in another network namespace."""
+    return {"id": name, "mac": nic.mac, "num_queues": 2 * len(nic.taps)}
 
 
 def share(name: str, socket: str) -> dict[str, Any]:

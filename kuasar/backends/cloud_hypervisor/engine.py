@@ -47,6 +47,11 @@ class Engine(MicroVm):
         self._machine = Machine(host, self.vmm, self._user)
         self._devices = Devices(host.loop, self._machine)
 
+    @property
+    def max_queues(self) -> int:
+        """A card has no more queues than the machine has processors at its boot."""
+        return 1
+
     # -- start ---------------------------------------------------------------------------------------------------------
 
     async def launch(self, spec: MachineSpec, deadline: float | None) -> None:

@@ -85,7 +85,8 @@ class Node:
         """A worker with a sandbox of the engine that has not been started."""
         async with rig() as r:
             values = {"image": str(needs.GUEST_IMAGE), "template": False, "memory_mib": 128, **settings}
-            values.setdefault("binary", self.program())
+            if "binary" not in values:
+                values["binary"] = self.program()
             lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
             r.config.write_text("\n".join([r.config.read_text(), "[engines.clh]", *lines, ""]))
             await r.start_zygote()

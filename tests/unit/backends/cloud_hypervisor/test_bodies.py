@@ -59,7 +59,7 @@ GOLDEN: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "net": (
         "vm.add-net",
         bodies.net("nic0", NIC),
-        {"id": "nic0", "mac": "02:00:00:00:00:01", "mtu": 1450, "num_queues": 4},
+        {"id": "nic0", "mac": "02:00:00:00:00:01", "num_queues": 4},
     ),
     "share": (
         "vm.add-fs",
