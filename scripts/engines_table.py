@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes README's table of engines and features from what the backends declare; a unit test compares the two.
 
-`python -m scripts.engines_table` rewrites what stands between the two marker lines. The data are those of `kuasarctl engines`.
+`python -m scripts.engines_table` rewrites what stands between the two marker lines; `kuasarctl engines` says the same.
 """
 
 from __future__ import annotations
