@@ -18,7 +18,7 @@ from kuasar.agent import protocol
 from kuasar.api.gen.containerd.task.v3 import task_pb2 as pb
 from kuasar.api.gen.ttrpc.ttrpc_pb2 import Request as TtrpcRequest
 from kuasar.bus import messages
-from kuasar.gateway.ttrpc import FrameType, encode_frame
+from kuasar.core.ttrpc import FrameType, encode_frame
 from kuasar.supervisor import keeper_wire, zygote_wire
 from scripts.stack import Stack
 from tests.bench.smaps import pss_mib
