@@ -131,6 +131,7 @@ def _under_load(
     killer: Killer, loads: Sequence[PodLoad], deaths: Sequence[Sequence[str]], advance: Callable[[str], None]
 ) -> None:
     """containerd lives, and must notice nothing."""
+    killer.begin()
     with reading([load.lines for load in loads if load.lines]), turning(loads, PodLoad.turn):
         for names in deaths:
             killer.kill(names)

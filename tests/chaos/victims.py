@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import grpc
 
 from kuasar.api.gen.containerd.task.v3.task_pb2 import StateRequest
+from kuasar.core.errors import Unavailable
+from kuasar.supervisor.keeper_client import Keeper
 from scripts.stack import Stack
 from tests.chaos.exits import Exits
 from tests.chaos.load import PodLoad
@@ -91,6 +93,11 @@ class Killer:
         """By victim (workers of machines by themselves: their agents are slow to answer); of two that died together
         until both were back, by "one with the other"."""
         self.deaths: dict[str, int] = {}
+        self._lasting: set[str] = set()
+
+    def begin(self) -> None:
+        """Only what lives to the end runs now: what the keeper holds of it, it must hold again after each death."""
+        self._lasting = self._held()
 
     def kill(self, names: Sequence[str]) -> None:
         """One death, or two of which the second hits while the first is being made good. Comes back when all are
@@ -111,6 +118,8 @@ class Killer:
         for name in names:
             if name not in ("worker", "supervisord", "everything"):
                 self._settled(name)
+        if "keeper" in names:
+            eventually(lambda: self._held() >= self._lasting, "the keeper has everything again", timeout=_SECONDS)
 
     def _load(self, name: str, names: Sequence[str]) -> PodLoad:
         """The one that is asked afterwards; of a worker its own."""
@@ -196,6 +205,16 @@ class Killer:
             for victim in victims:
                 os.close(victim)
         return self._stack.start
+
+    def _held(self) -> set[str]:
+        """What the keeper holds; nothing while it is away. supervisord calls it running long before it listens."""
+        keeper = Keeper(f"{self._stack.layout.run}/keeper.sock")
+        try:
+            return set(keeper.list(""))
+        except Unavailable:
+            return set()
+        finally:
+            keeper.close()
 
     def _pid(self, program: str) -> int:
         """Never 0, which would be ourselves."""
