@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,10 @@ from tests.e2e.booted import BootedNode, booted_node
 
 OURS = set(Config().sandboxers)
 SYSTEMD = pytest.mark.skipif(not Path("/lib/systemd/systemd").exists(), reason="systemd is not installed here")
-pytestmark = [SYSTEMD, pytest.mark.root]
+ONCE = pytest.mark.skipif(
+    os.environ.get("ENGINE", "") not in ("", "kuasar-runc"), reason="installing is the same for every engine"
+)
+pytestmark = [SYSTEMD, ONCE, pytest.mark.root]
 
 
 @pytest.fixture
@@ -98,6 +102,20 @@ def test_a_containerd_that_does_not_come_back(node: BootedNode) -> None:
     assert not node.handlers() & OURS
     assert node.state("kuasar.service") == "inactive"
     assert node.tree() == before
+
+
+def test_a_containerd_that_would_not_find_the_shim(node: BootedNode) -> None:
+    unit = Path(f"{node.root}/etc/systemd/system/containerd.service")
+    unit.write_text(unit.read_text().replace("/usr/local/sbin:/usr/local/bin:", ""))
+    node.run("systemctl", "daemon-reload")
+    node.run("systemctl", "restart", "containerd.service")
+    before = node.tree()
+    failed = node.install(check=False)
+    assert failed.code == 1
+    assert "containerd-shim-kuasar-v2 is not on containerd's PATH" in failed.err
+    assert node.tree() == before
+    assert node.state("containerd.service") == "active"
+    assert not node.handlers() & OURS
 
 
 def test_a_gateway_that_does_not_start_leaves_containerd_alone(node: BootedNode) -> None:

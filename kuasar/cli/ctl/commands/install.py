@@ -140,12 +140,24 @@ def runtimes_missing(config: Config, names: Sequence[str]) -> str:
             with CriClient(_socket(config), timeout=_CALL_SECONDS) as cri:
                 found = {handler.name for handler in cri.runtime_status().runtime_handlers}
             missing = sorted(set(names) - found)
-            why = f"it has no runtime {', '.join(missing)}" if missing else ""
+            why = f"it has no runtime {', '.join(missing)}" if missing else _no_shim(config) if names else ""
         except CriError as exc:
             why = f"its CRI does not answer at {_socket(config)}: {exc}"
         if not why or time.monotonic() > deadline:
             return why
         time.sleep(_INTERVAL)
+
+
+def _no_shim(config: Config) -> str:
+    """Without it on its own PATH a containerd that is restarted later would drop our containers."""
+    from kuasar.cli.ctl.doctor.containerd import find_shim
+    from kuasar.cli.ctl.doctor.finding import FAIL
+
+    try:
+        found = find_shim(listener_pid(_socket(config)))
+    except OSError as exc:
+        return f"nobody listens on {_socket(config)}: {exc.strerror or exc}"
+    return found.reason if found.status == FAIL else ""
 
 
 def pods_of(config: Config, runtimes: Sequence[str]) -> list[str]:

@@ -44,7 +44,7 @@ def check(config: Config) -> Iterator[Finding]:
     except ValueError:
         settings = {}
     yield from _handlers(config, settings)
-    yield _shim(pid)
+    yield find_shim(pid)
     yield from _network({each.type: (each.status, each.message) for each in status.status.conditions}, settings)
 
 
@@ -81,8 +81,8 @@ def _of(entry: Mapping[str, Any], *names: str) -> str:
     return next((str(entry[name]) for name in names if entry.get(name)), "")
 
 
-def _shim(pid: int) -> Finding:
-    """On the PATH that containerd has, not on ours."""
+def find_shim(pid: int) -> Finding:
+    """On the PATH that containerd, process ``pid``, has, not on ours."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             words = dict(entry.partition(b"=")[::2] for entry in file.read().split(b"\0"))
