@@ -44,8 +44,8 @@ test-unit: $(VENV) ## what needs neither root nor containerd
 test-integration: $(SYSTEM) $(VENV) $(ENGINES) template ## real processes, sockets and namespaces (root)
 	@$(PYTEST) tests/integration
 
-test-e2e: install ## pods through the real containerd (root); ENGINE=name for one engine, QEMU=path for another QEMU
-	@ENGINE=$(ENGINE) QEMU=$(QEMU) $(PYTEST) tests/e2e
+test-e2e: install ## pods through the real containerd (root); ENGINE=name for one engine, QEMU=path for another QEMU, CHANNEL=name for another way to agents
+	@ENGINE=$(ENGINE) QEMU=$(QEMU) CHANNEL=$(CHANNEL) $(PYTEST) tests/e2e
 
 chaos: install ## kill everything of ours under load, again and again (root); QUICK=1 for two minutes, SEED=n to repeat
 	@$(V)/python -m tests.chaos $(if $(QUICK),--quick) $(if $(SEED),--seed $(SEED))

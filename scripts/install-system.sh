@@ -8,6 +8,7 @@ set -eu
 # python3-venv: our .venv    runc, crun: containers    containernetworking-plugins, iproute2: pod networks
 # busybox-static: the test images    make: this project's commands    ca-certificates: package indexes
 # qemu-system-x86: the microVM engine; its qemu-system-common has virtiofsd    debian-archive-keyring: packages of the guest image
+# erofs-utils: what containerd's erofs snapshotter makes its layers with
 # e2fsprogs: disks of the tests, and what containerd's blockfile snapshotter copies
 # erofs-utils: packs root file systems of directories for machines that share nothing (Firecracker)
 PACKAGES="python3 python3-venv runc crun containernetworking-plugins iproute2 busybox-static make ca-certificates

@@ -11,6 +11,7 @@ import os
 import re
 import string
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kuasar.core.config import Config
@@ -20,6 +21,8 @@ CONTAINERD_BIN = f"{CHECKOUT}/.kuasar/containerd/usr/bin"
 GUEST_IMAGE = f"{CHECKOUT}/.kuasar/guest/image"
 MACHINE_CACHE = f"{CHECKOUT}/.kuasar/qemu"
 """Templates of machines, for all stacks of this checkout."""
+VSOCK_DAEMON = f"{CHECKOUT}/.kuasar/vhost-device-vsock/usr/bin/vhost-device-vsock"
+"""Where ``scripts/fetch-vhost-device-vsock.sh`` puts it, for tests that want it."""
 _OURS: dict[str, dict[str, str]] = {
     "clh": {"image": GUEST_IMAGE},
     "firecracker": {"image": GUEST_IMAGE},
@@ -207,9 +210,9 @@ keeper = {json.dumps(layout.run + "/keeper.sock")}
 {layout.settings or default_settings()}"""
 
 
-def default_settings(**changes: dict[str, str | bool]) -> str:
-    """All engines and sandboxers of the product's defaults, with what this checkout has built; ``changes``: other
-    settings, by the engine's kind."""
+def default_settings(**changes: Mapping[str, str | bool]) -> str:
+    """All engines and sandboxers of the product's defaults, with what this checkout has built, and ``changes`` of
+    keys, by the engine's kind."""
     defaults = Config()
     tables = [
         f"[sandboxers.{name}]\nengine = {json.dumps(each.engine)}\n" for name, each in defaults.sandboxers.items()

@@ -163,9 +163,27 @@ def end_processes(pids: Iterable[int], number: int, seconds: float) -> None:
 
 
 def mounts(layout: Layout) -> list[str]:
-    """Mount points below the directories of the stack, the innermost first."""
-    points = [line.split()[4].replace("\\040", " ") for line in _read("/proc/self/mountinfo").splitlines()]
-    return [point for point in reversed(points) if _below(point, layout)]
+    """Mount points below the directories of the stack, the innermost first, but for those that containerd keeps."""
+    return [point for point in _mount_points() if _below(point, layout) and not point.startswith(_layers(layout))]
+
+
+def unmount_layers(layout: Layout) -> None:
+    """Of images: containerd's erofs snapshotter mounts them for as long as it has the image, and leaves them mounted
+    when it ends."""
+    libc = ctypes.CDLL(None)
+    for point in _mount_points():
+        if point.startswith(_layers(layout)):
+            libc.umount2(os.fsencode(point), _MNT_DETACH)
+
+
+def _layers(layout: Layout) -> str:
+    return f"{layout.containerd_root}/io.containerd.snapshotter.v1.erofs/"
+
+
+def _mount_points() -> list[str]:
+    """The innermost first."""
+    lines = _read("/proc/self/mountinfo").splitlines()
+    return [line.split()[4].replace("\\040", " ") for line in reversed(lines)]
 
 
 def cgroups(layout: Layout, pods: Collection[str] = ()) -> list[str]:

@@ -135,6 +135,7 @@ class Stack:
         leftovers.end_processes(leftovers.processes(self.layout), 0, seconds=2)
         left = leftovers.find(self.layout, pods)
         leftovers.remove(self.layout, left)
+        leftovers.unmount_layers(self.layout)
         if not are_removed and os.path.exists(
             self._before
         ):  # its database tells of pods that are no more; the images are imported again

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts import layout
+
 GUEST_IMAGE = Path(__file__).parents[1] / ".kuasar" / "guest" / "image"
 """Where ``make guest`` puts the guest image."""
 
@@ -16,5 +18,14 @@ QEMU = pytest.mark.skipif(
     shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86_64 is not installed (package qemu-system-x86)"
 )
 IMAGE = pytest.mark.skipif(not (GUEST_IMAGE / "image.json").exists(), reason="there is no guest image (make guest)")
+HUGE_PAGES_POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+HUGE_PAGES = pytest.mark.skipif(
+    not HUGE_PAGES_POOL.exists() or not os.access(HUGE_PAGES_POOL, os.W_OK),
+    reason="the number of huge pages of 2 MiB cannot be set on this host",
+)
+VSOCK_DAEMON = pytest.mark.skipif(
+    not os.access(layout.VSOCK_DAEMON, os.X_OK),
+    reason="there is no vhost-device-vsock (scripts/fetch-vhost-device-vsock.sh)",
+)
 MACHINES = [ROOT, QEMU, IMAGE]
 """Starts pods in virtual machines."""

@@ -11,11 +11,13 @@ import errno
 import os
 import socket
 import termios
+from contextlib import suppress
 
 from guest.pid1.serial import Carrier
 
 VSOCK_PORT = 1024
 PORT_NAME = "kuasar.agent"
+_KNOCK_SECONDS = 0.5
 _VSOCK_DEVICES = "/sys/bus/virtio/drivers/vmw_vsock_virtio_transport"
 _PORTS = "/sys/class/virtio-ports"
 _CONSOLE = "/dev/hvc0"
@@ -29,6 +31,7 @@ def listen(directory: str) -> tuple[socket.socket, Carrier | None]:
         listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         listener.bind((socket.VMADDR_CID_ANY, VSOCK_PORT))
         listener.listen(4)
+        _knock()
         return listener, None
     port = find_port(PORT_NAME)
     if port is None:
@@ -38,6 +41,14 @@ def listen(directory: str) -> tuple[socket.socket, Carrier | None]:
     listener.bind(path)
     listener.listen(4)
     return listener, Carrier(open_port(port), path)
+
+
+def _knock() -> None:
+    """Tell the host that we listen, by a connection to the same port there, at once ended. Who waits for that need not
+    try again and again; where nobody does, it is refused, which is all the same to us."""
+    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock, suppress(OSError):
+        sock.settimeout(_KNOCK_SECONDS)
+        sock.connect((socket.VMADDR_CID_HOST, VSOCK_PORT))
 
 
 def describe(listener: socket.socket) -> str:

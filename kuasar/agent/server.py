@@ -184,7 +184,9 @@ def _reply(channel: Channel, n: int, answer: Answer) -> None:
 
 
 def _is_ours(sock: socket.socket) -> bool:
-    """Whether the peer is of our user. Streams that are no unix sockets (vsock) have no users."""
+    """Whether the peer is of our user, or on a machine's vsock the host: no container has a say here."""
+    if sock.family == socket.AF_VSOCK:
+        return bool(sock.getpeername()[0] == socket.VMADDR_CID_HOST)
     if sock.family != socket.AF_UNIX:
         return True
     _, uid, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))

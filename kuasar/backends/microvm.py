@@ -144,6 +144,7 @@ class MicroVm(Backend):
             "vcpus": str(self.size.vcpus),
             "memory": f"{self.size.memory_bytes >> 20} MiB",
             "shared_fs": str(machine.get("shared_fs", "")),
+            "channel": str(machine.get("channel", "")),
             "console": str(machine.get("console", "")),
         }
 
@@ -365,10 +366,16 @@ class MicroVm(Backend):
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
+    @property
+    def helpers(self) -> Mapping[str, HeldProcess]:
+        """Processes without which the machine is no use, each by what it is in words."""
+        if self._share is None:
+            return {}
+        return {"the server of the machine's shared directory (virtiofsd)": self._share.daemon}
+
     async def wait(self) -> Ended:
-        ends = [self.vmm.wait()]
-        if self._share is not None and self._share.daemon.pid:
-            ends.append(self._share.daemon.wait())
+        helpers = {words: process for words, process in self.helpers.items() if process.pid}
+        ends = [process.wait() for process in (self.vmm, *helpers.values())]
         gate = self.host.loop.future()
         tasks = [self.host.loop.spawn(end, "end") for end in ends]
         for task in tasks:
@@ -381,8 +388,9 @@ class MicroVm(Backend):
         # virtiofsd ends when its connection does, and is often seen first.
         if not await self.vmm.ended_by(time.monotonic() + _SETTLE_SECONDS):
             # Without its files every container of the machine hangs: an end with a reason is better.
+            dead = next((words for words, process in helpers.items() if not process.alive), "a helper of the machine")
             await self.vmm.kill(time.monotonic() + _KILL_SECONDS)
-            return Ended(255, f"the server of the machine's shared directory (virtiofsd) died: {self._tail_of_log()}")
+            return Ended(255, f"{dead} died: {self._tail_of_log()}")
         return Ended(255, f"the machine ended: {self._last_words()}")
 
     async def stop(self, grace: float, agent: AgentClient | None) -> Stage:

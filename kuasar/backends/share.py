@@ -35,9 +35,25 @@ def mounts_of_host() -> dict[str, str]:
         for line in file:
             before, _, after = line.rstrip("\n").partition(" - ")
             kind, _, options = after.split(" ", 2)
-            path = _OCTAL.sub(lambda match: chr(int(match[1], 8)), before.split(" ")[4])
-            found[path] = f"{kind} {options}"
+            found[_plain(before.split(" ")[4])] = f"{kind} {options}"
     return found
+
+
+def erofs_images() -> dict[str, str]:
+    """Mount point -> device or image file of every erofs that is mounted where we are."""
+    found = {}
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            before, _, after = line.rstrip("\n").partition(" - ")
+            kind, source, _ = after.split(" ", 2)
+            if kind == "erofs":
+                found[_plain(before.split(" ")[4])] = _plain(source)
+    return found
+
+
+def _plain(path: str) -> str:
+    """A path as mountinfo spells it, without the escapes."""
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), path)
 
 
 class Share:

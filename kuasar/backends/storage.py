@@ -5,6 +5,8 @@ source                                      way
 ==========================================  ====================================================================
 root file system of directories (overlay)   mounted on the host below the pod's share
 root file system on a disk or in a file     a virtio disk, mounted by the agent (erofs, ext4, xfs, squashfs)
+the same, of layers mounted as erofs        through the share; without one a virtio disk for each layer, and what is
+                                            written goes to memory of the guest
 directory or regular file                   bound below the pod's share, read-only on the host, too, if it is so
 tmpfs or hugetlbfs of an emptyDir           memory of the guest, one volume for all containers of the pod
 block device                                a virtio disk, with the guest's number in the container
@@ -23,10 +25,10 @@ import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from kuasar.backends.base import Lent
-from kuasar.backends.share import Share, mounts_of_host, require_shareable
+from kuasar.backends.share import Share, erofs_images, mounts_of_host, require_shareable
 from kuasar.core import log
 from kuasar.core.errors import InvalidArgument, KuasarError, Unimplemented, wrap
 
@@ -78,10 +80,13 @@ def plan(
     rootfs: list[Any],
     share_in_guest: str,
     mounted: Mapping[str, str],
+    layers: Mapping[str, str] | None = None,
 ) -> Plan:
-    """What to do for a container. ``mounted``: mount point -> ``type options`` of the host's mounts. Raises
-    :class:`InvalidArgument` or :class:`Unimplemented` naming the field."""
+    """What to do for a container. ``mounted``: mount point -> ``type options`` of the host's mounts; ``layers``: for a
+    machine without a share, mount point -> image of the host's erofs mounts. Raises :class:`InvalidArgument` or
+    :class:`Unimplemented` naming the field."""
     made = Plan(_for_the_guest(container_id, spec), [])
+    rootfs = _layers_as_disks(rootfs, layers) if layers else rootfs
     _plan_rootfs(made, container_id, bundle, rootfs, share_in_guest)
     made.spec["mounts"] = [
         _plan_mount(made, container_id, index, mount, share_in_guest, mounted)
@@ -143,13 +148,36 @@ def _plan_rootfs(made: Plan, container_id: str, bundle: str, rootfs: list[Any], 
         made.binds.append((path, name, False, False))
 
 
+def _layers_as_disks(rootfs: list[Any], layers: Mapping[str, str]) -> list[Any]:
+    """An overlay of directories that are all erofs mounts, which is what containerd's erofs snapshotter gives before
+    2.2: the same of disks, and what is written goes to the guest's memory, as the directory for it cannot be had there.
+    Anything else stays as it is."""
+    if len(rootfs) != 1 or not isinstance(rootfs[0], dict) or rootfs[0].get("type") != "overlay":
+        return rootfs
+    options = [str(option) for option in rootfs[0].get("options") or []]
+    below = [option.removeprefix("lowerdir=").split(":") for option in options if option.startswith("lowerdir=")]
+    if len(below) != 1 or not all(directory in layers for directory in below[0]):
+        return rootfs
+    disks = [{"type": "erofs", "source": layers[path], "target": "", "options": ["ro"]} for path in below[0]]
+    lower = f"lowerdir={{{{ overlay 0 {len(disks) - 1} }}}}"
+    if not any(option.startswith("upperdir=") for option in options):
+        return [*disks, {"type": "overlay", "source": "overlay", "target": "", "options": [lower]}]
+    above = f"{{{{ mount {len(disks)} }}}}"
+    written = [f"upperdir={above}/upper", f"workdir={above}/work"]
+    return [
+        *disks,
+        {"type": "tmpfs", "source": "tmpfs", "target": "", "options": ["mode=0755"]},
+        {"type": "overlay", "source": "overlay", "target": "", "options": [lower, *written]},
+    ]
+
+
 def _is_disk(each: Any) -> bool:
     return isinstance(each, dict) and each.get("type") in DISK_TYPES
 
 
 def _plan_disk_mount(made: Plan, container_id: str, index: int, each: Any) -> dict[str, Any]:
     field_name = f"rootfs[{index}]"
-    if isinstance(each, dict) and each.get("type") == "overlay":
+    if isinstance(each, dict) and each.get("type") in ("overlay", "tmpfs"):
         return each  # over the ones before it, which it names as containerd does: {{ mount 0 }}
     if not _is_disk(each):
         kind = each.get("type") if isinstance(each, dict) else each
@@ -254,6 +282,9 @@ def _is_read_only(spec: dict[str, Any], number: tuple[Any, Any]) -> bool:
 class Storage:
     """Does what plans say. ``share`` is None for a machine that shares no directory with its host."""
 
+    layers_are_disks: ClassVar[bool] = True
+    """Whether layers that the host has mounted are plugged in one by one where there is no share."""
+
     def __init__(self, directory: str, share: Share | None, disks: Disks) -> None:
         self._directory = directory
         self._share = share
@@ -269,7 +300,8 @@ class Storage:
         deadline: float | None,
     ) -> tuple[Lent, list[str]]:
         """Carry out the plan; gives the serials of the disks, too. Undoes itself on failure."""
-        planned = plan(container_id, bundle, spec, rootfs, guest, mounts_of_host())
+        layers = erofs_images() if self._share is None and self.layers_are_disks else None
+        planned = plan(container_id, bundle, spec, rootfs, guest, mounts_of_host(), layers)
         attached: list[str] = []
         try:
             await self._bring(container_id, bundle, planned, rootfs, deadline)

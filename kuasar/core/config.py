@@ -150,11 +150,20 @@ class Engine:
     device_ports: int = 8
     """How many devices (cards, disks, the share, memory) can be plugged into a machine. Each costs a guest some time
     whenever one is."""
+    huge_pages: bool = False
+    """``qemu``: whether machines' memory is of the host's huge pages (of 2 MiB), which must be reserved
+    (``vm.nr_hugepages``)."""
     shared_fs: str = "virtiofs"
     """``virtiofs``: a directory of the host serves root file systems and volumes; ``none``: only disks are possible,
     and a clone's memory is a private copy of its template's."""
     virtiofsd: str = "/usr/lib/qemu/virtiofsd"
     """The server of the shared directory."""
+    channel: str = "auto"
+    """``qemu``: how agents are reached: ``vsock`` (of the host's kernel), ``vhost-user-vsock`` (a daemon for each
+    machine, which must boot: no template), ``virtio-serial``, or ``auto``: the first of them that works here, the
+    daemon only if ``template`` is false."""
+    vhost_device_vsock: str = "vhost-device-vsock"
+    """Name or path of that daemon."""
     mkfs_erofs: str = "mkfs.erofs"
     """``firecracker``: the program that packs root file systems of directories."""
     vmm_user: str = "own"
@@ -405,6 +414,7 @@ def _check_machine(key: str, engine: Engine, problems: list[str]) -> None:
     """The settings of engines that run virtual machines."""
     choices = {
         "accel": ("auto", "kvm", "tcg"),
+        "channel": ("auto", "vsock", "vhost-user-vsock", "virtio-serial"),
         "shared_fs": ("virtiofs", "none"),
         "vmm_user": ("own", "root"),
         "machine": ("q35", "microvm"),
@@ -414,6 +424,8 @@ def _check_machine(key: str, engine: Engine, problems: list[str]) -> None:
             problems.append(f"{key}.{name}: {getattr(engine, name)!r} is none of {', '.join(allowed)}")
     if not 64 <= engine.memory_mib <= engine.max_memory_mib:
         problems.append(f"{key}.memory_mib: must be between 64 and max_memory_mib ({engine.max_memory_mib})")
+    if engine.huge_pages and (engine.memory_mib % 2 or engine.max_memory_mib % 2):
+        problems.append(f"{key}.memory_mib, {key}.max_memory_mib: must be even, as huge pages have 2 MiB")
     if not 1 <= engine.max_vcpus <= _MOST_VCPUS:
         problems.append(f"{key}.max_vcpus: must be between 1 and {_MOST_VCPUS}")
     if not 4 <= engine.device_ports <= _MOST_PORTS:

@@ -79,12 +79,20 @@ def _memory_of_machine(limit: int, overhead: int) -> int:
 
 
 def size_of(resources: Mapping[str, Any]) -> tuple[float, int]:
-    """(processors, bytes of memory) that a container's OCI LinuxResources limit it to; 0 where there is no limit."""
+    """(processors, bytes of memory) that a container's OCI LinuxResources limit it to; 0 where there is no limit. Huge
+    pages are not in it: see :func:`huge_pages_of`."""
     cpu, memory = resources.get("cpu") or {}, resources.get("memory") or {}
     quota, limit = cpu.get("quota") or 0, memory.get("limit") or 0
     return max(0, quota) / (cpu.get("period") or 100_000), max(0, limit)
 
 
+def huge_pages_of(resources: Mapping[str, Any]) -> int:
+    """Bytes of huge pages that a container's OCI LinuxResources allow, beside its memory."""
+    limits = [each.get("limit") for each in resources.get("hugepageLimits") or [] if isinstance(each, Mapping)]
+    return sum(limit for limit in limits if type(limit) is int and 0 < limit < _NO_LIMIT)
+
+
+_NO_LIMIT = 1 << 60
 _CHECKS: dict[str, Any] = {
     "str": lambda v: type(v) is str,
     "int": lambda v: type(v) is int,

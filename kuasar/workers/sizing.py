@@ -13,7 +13,7 @@ from typing import Any
 
 from kuasar.backends.base import Capability
 from kuasar.backends.sizes import GUEST_BYTES
-from kuasar.workers.pod import size_of
+from kuasar.workers.pod import huge_pages_of, size_of, wanted_size
 from kuasar.workers.sandbox import Sandbox
 
 
@@ -22,6 +22,8 @@ def note_limits(facts: dict[str, Any], resources: Mapping[str, Any]) -> None:
     cpus, memory = size_of(resources)
     known = facts.get("size", (0, 0))
     facts["size"] = [cpus or known[0], memory or known[1]]
+    if huge_pages_of(resources):
+        facts["huge_pages"] = huge_pages_of(resources)
 
 
 async def fit_machine(sandbox: Sandbox, deadline: float | None) -> None:
@@ -32,5 +34,12 @@ async def fit_machine(sandbox: Sandbox, deadline: float | None) -> None:
     sizes = [facts.get("size", (0, 0)) for facts in sandbox.record.containers.values()]
     cpus, memory = sum(size[0] for size in sizes), sum(size[1] for size in sizes)
     vcpus = 0 if pod.resources.get("cpu_quota", 0) > 0 else math.ceil(cpus)
-    wanted = 0 if pod.resources.get("memory_limit_in_bytes", 0) > 0 or not memory else memory + GUEST_BYTES
+    # the limits of memory are not about huge pages, so these come on top of whatever they make
+    huge = sum(facts.get("huge_pages", 0) for facts in sandbox.record.containers.values())
+    of_pod = wanted_size(pod)[1]
+    wanted = of_pod or (memory + GUEST_BYTES if memory else 0)
+    if huge:
+        wanted = (wanted or GUEST_BYTES) + huge
+    elif of_pod:
+        wanted = 0  # it has that from its start
     await backend.resize(vcpus, wanted, deadline)

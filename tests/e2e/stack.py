@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kuasar.core.config import load
-from scripts.layout import CHECKOUT, Layout, default_settings
+from scripts.layout import CHECKOUT, VSOCK_DAEMON, Layout, default_settings, engine_settings
 from scripts.leftovers import Leftover
 from scripts.stack import Stack
 from tests.e2e.images import wasm_modules
@@ -33,14 +33,27 @@ TRACED_SUBNET = f"10.{32 + os.getpid() % 96}.0.0/16"
 BROKEN = "kuasar-broken"
 """A sandboxer whose runtime binary does not exist."""
 
-QEMU: dict[str, dict[str, str | bool]] = {"qemu": {"binary": os.environ["QEMU"]}} if os.environ.get("QEMU") else {}
+_QEMU: dict[str, str | bool] = {"binary": os.environ["QEMU"]} if os.environ.get("QEMU") else {}
 """``QEMU=path``: another QEMU than the machine's (scripts/fetch-qemu10.sh)."""
+_VSOCK: dict[str, str | bool] = {"channel": "vhost-user-vsock", "vhost_device_vsock": VSOCK_DAEMON}
+if os.environ.get("CHANNEL"):  # another channel to the agents of machines than the usual one
+    _QEMU |= _VSOCK | {"channel": os.environ["CHANNEL"]}
 
 METRICS = f"unix:/run/kuasar-{NAME}/metrics.sock"
 """Where the gateway of this session serves its metrics."""
+VSOCK_HANDLER = "kuasar-qemu-vsock"
+"""Machines whose agents are reached by the vsock of a daemon."""
+HUGE_HANDLER = "kuasar-qemu-huge"
+"""Machines whose memory is of huge pages."""
 SETTINGS = f"""
 [metrics]
 listen = "{METRICS}"
+[sandboxers.{VSOCK_HANDLER}]
+engine = "qemu-vsock"
+{engine_settings("qemu-vsock", "qemu", **_QEMU | _VSOCK)}
+[sandboxers.{HUGE_HANDLER}]
+engine = "qemu-huge"
+{engine_settings("qemu-huge", "qemu", **_QEMU | {"huge_pages": True})}
 [debug]
 failpoints = true
 [sandboxers.{BROKEN}]
@@ -65,8 +78,13 @@ def start_stack(
     data = tempfile.mkdtemp(prefix="kuasar-e2e-", dir="/var/tmp")
     with running_hardware() as hardware:
         tables = _engines(data, hardware) + settings
-        layout = Layout(name=name, data=data, subnet=subnet, settings=tables, environment=environment)
-        yield from _run(Stack(layout), kept_logs)
+        handlers = tuple(handler for handler in (VSOCK_HANDLER, HUGE_HANDLER) if handler in settings)
+        yield from _run(
+            Stack(
+                Layout(name=name, data=data, subnet=subnet, settings=tables, handlers=handlers, environment=environment)
+            ),
+            kept_logs,
+        )
 
 
 def _engines(data: str, hardware: str) -> str:
@@ -74,7 +92,7 @@ def _engines(data: str, hardware: str) -> str:
     words = {"STANDIN_HARDWARE": hardware}
     firecracker = install("firecracker", Path(data, "standins", "firecracker"), settings=words)
     changes: dict[str, dict[str, str | bool]] = {
-        **QEMU,
+        "qemu": _QEMU,
         "firecracker": {"binary": firecracker, "vmm_user": "root", "template": False},
         "quark": {"binary": str(QuarkProgram(Path(data)).path)},
         **stand_ins(data, hardware),

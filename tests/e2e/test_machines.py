@@ -15,10 +15,12 @@ import pytest
 from kuasar.api.gen.cri.v1.common_pb2 import LinuxContainerResources
 from kuasar.api.gen.cri.v1.container_pb2 import Device
 from kuasar.cli.cri import CriError, bind
+from tests import needs
 from tests.deadline import eventually
 from tests.e2e.engines import OWN_KERNEL
 from tests.e2e.gateway import Gateway
 from tests.e2e.harness import Node, Pod
+from tests.e2e.stack import HUGE_HANDLER
 
 pytestmark = pytest.mark.needs(OWN_KERNEL)
 
@@ -122,6 +124,84 @@ def test_root_file_systems_in_image_files_are_disks(node: Node) -> None:
     assert [container.sh("cat /root/mine").strip() for container in containers] == ["0", "1"]
     containers[0].remove()
     assert containers[1].sh("cat /root/mine").strip() == "1"  # taking the one disk out left the other
+
+
+def test_root_file_systems_of_erofs_layers(node: Node) -> None:
+    """With containerd's erofs snapshotter, which mounts the layers and gives an overlay of them."""
+    pod = node.pod(handler="kuasar-qemu-erofs")
+    containers = [pod.run_idle(f"layers-{number}") for number in range(2)]
+    with open("/proc/mounts", encoding="utf-8") as file:
+        assert f"{node.stack.layout.containerd_root}/io.containerd.snapshotter.v1.erofs/" in file.read()
+    for number, container in enumerate(containers):
+        container.sh(f"echo {number} > /root/mine; rm /etc/group; ! test -e /etc/group; sync")
+    assert [container.sh("cat /root/mine").strip() for container in containers] == ["0", "1"]
+    containers[0].remove()
+    assert containers[1].sh("cat /root/mine; cat /etc/passwd").startswith("1\nroot:")
+    assert pod.run_idle("third").sh("grep -c root /etc/group").strip() == "1"
+
+
+@contextmanager
+def hugetlbfs(path: Path) -> Iterator[Path]:
+    """An emptyDir of huge pages as the kubelet makes it."""
+    path.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "none", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+def test_an_empty_dir_of_huge_pages_is_memory_of_the_guest(node: Node, tmp_path: Path) -> None:
+    with hugetlbfs(tmp_path / "volumes" / "kubernetes.io~empty-dir" / "huge") as directory:
+        pod = node.pod()
+        first, second = (pod.run_idle(f"huge-{number}", mounts=[bind(str(directory), "/huge")]) for number in range(2))
+        first.sh("fallocate -l 4194304 /huge/file")
+        assert second.sh("stat -c %s /huge/file; stat -f -c %t /huge").split() == ["4194304", "958458f6"]
+        assert second.sh("awk '/HugePages_Total/ {print $2}' /proc/meminfo").strip() == "2"
+        assert not list(directory.iterdir()), "nothing of it is the host's"
+        pod.remove()
+
+
+@contextmanager
+def huge_pages_of_the_host(count: int) -> Iterator[None]:
+    """So many more than there were."""
+    before = int(needs.HUGE_PAGES_POOL.read_text())
+    needs.HUGE_PAGES_POOL.write_text(str(before + count))
+    try:
+        if int(needs.HUGE_PAGES_POOL.read_text()) < before + count:
+            pytest.skip(f"the host cannot make {count} huge pages of 2 MiB now")
+        yield
+    finally:
+        needs.HUGE_PAGES_POOL.write_text(str(before))
+
+
+def free_huge_pages() -> int:
+    """Those that nobody has and nobody has reserved."""
+    free, reserved = (
+        (needs.HUGE_PAGES_POOL.parent / name).read_text() for name in ("free_hugepages", "resv_hugepages")
+    )
+    return int(free) - int(reserved)
+
+
+@needs.HUGE_PAGES
+def test_a_machines_memory_is_of_huge_pages(node: Node) -> None:
+    """A clone of a template, one that grows, and a third for which nothing is left."""
+    limits = LinuxContainerResources(memory_limit_in_bytes=160 << 20)
+    with huge_pages_of_the_host(64 + 128):
+        free = free_huge_pages()
+        pod = node.pod(handler=HUGE_HANDLER, log_directory=f"{node.directory}/huge")
+        assert info(pod)["start"].startswith("clone of template ")
+        assert free - free_huge_pages() == 64
+        assert pod.run_idle().exec("echo", "well").stdout == b"well\n"
+        large = node.pod(handler=HUGE_HANDLER, resources=limits)
+        assert free - free_huge_pages() == 64 + 128
+        memory = int(large.run_idle().sh("grep MemTotal /proc/meminfo").split()[1]) // 1024
+        assert memory > 150
+        with pytest.raises(CriError, match="a machine needs 64 huge pages of 2 MiB, and the host has 0 left"):
+            node.pod(handler=HUGE_HANDLER)
+        large.remove()
+        pod.remove()
+        eventually(free_huge_pages, "all pages are free", until=lambda seen: seen == free)
 
 
 @contextmanager

@@ -51,6 +51,10 @@ class Guest:
             self._wake()
             self._wake = None
         if body.flag("rehearsal"):
+            from kuasar.agent.guest.rehearsal import rehearse  # in a template only
+
+            rehearse(self._directory)
+            await self._uevents.until(lambda: True, deadline, str)
             return identity.prove(self._events.instance, with_boot_id=False)
         self._events.instance = os.urandom(16).hex()
         return identity.prove(self._events.instance)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kuasar.agent import mounts
-from kuasar.agent.guest import disks, volumes
+from kuasar.agent.guest import disks, huge_pages, volumes
 from kuasar.agent.guest.disks import Disks
 from kuasar.agent.guest.uevents import Uevents
 from kuasar.agent.guest.volumes import Volumes
@@ -37,6 +37,7 @@ class GuestStorage:
             raise InvalidArgument("spec.linux: a map is needed", field="spec.linux")
         changed = {**spec, "linux": {**linux, "cgroupsPath": f"/kuasar/{container}"}}
         await self._devices(changed["linux"], deadline)
+        _allow_huge_pages(linux.get("resources"))
         if spec.get("mounts"):
             changed["mounts"] = [
                 await self._mount(container, each, f"spec.mounts[{index}]", deadline)
@@ -109,6 +110,17 @@ def _renumber(rules: list[Any], numbers: dict[tuple[Any, Any], tuple[int, int]])
     for major, minor in left.values():
         changed.append({"allow": True, "type": "b", "major": major, "minor": minor, "access": "rwm"})
     return changed
+
+
+def _allow_huge_pages(resources: Any) -> None:
+    """Those that the container's limits are about."""
+    for index, limit in enumerate(_list(resources, "hugepageLimits", "spec.linux.resources.hugepageLimits")):
+        field = f"spec.linux.resources.hugepageLimits[{index}]"
+        size = limit.get("pageSize") if isinstance(limit, dict) else None
+        if not isinstance(size, str):
+            raise InvalidArgument(f"{field}.pageSize: a text is needed", field=f"{field}.pageSize")
+        if limit.get("limit"):
+            huge_pages.allow(huge_pages.bytes_of(size, f"{field}.pageSize"), f"{field}.pageSize")
 
 
 def _after(each: Any, prefix: str) -> str | None:

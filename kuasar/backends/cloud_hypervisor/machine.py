@@ -7,7 +7,6 @@ the directory of its own that it runs in (``kuasar/backends/jail.py``).
 from __future__ import annotations
 
 import os
-import socket
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from functools import partial
 
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import ROOT, Host, Place, User
-from kuasar.backends.channels import greet
+from kuasar.backends.channels import AGENT_PORT, greet, until_listening
 from kuasar.backends.cloud_hypervisor import bodies
 from kuasar.backends.cloud_hypervisor.api import Api
 from kuasar.backends.cloud_hypervisor.events import EventFile
@@ -25,14 +24,10 @@ from kuasar.backends.hybrid_vsock import open_port
 from kuasar.backends.jail import Jail
 from kuasar.backends.processes import HeldProcess, open_log
 from kuasar.backends.sockets import listen
-from kuasar.core.errors import DeadlineExceeded, KuasarError, Unavailable
+from kuasar.core.errors import KuasarError
 
 API_SOCKET, VSOCK_SOCKET, EVENTS = "api.sock", "vsock.sock", "events"
-AGENT_PORT = 1024
-"""Where the guest's agent listens (``guest/pid1/channel.py``)."""
 _POLL_SECONDS = 0.01
-_HANDSHAKE_SECONDS = 3.0
-"""A request for a port that reaches a guest whose driver is just being reset, as after a restore, is never answered."""
 _QUIT_SECONDS = 2.0
 
 
@@ -107,18 +102,11 @@ class Machine:
 
     async def open_channel(self, deadline: float) -> AgentClient:
         """A new connection to the agent, which has said hello. Waits for a guest that is still booting."""
-        return await greet(self._host.loop, await self._until_listening(deadline), deadline)
-
-    async def _until_listening(self, deadline: float) -> socket.socket:
         loop, directory = self._host.loop, self.jail.directory
-        while True:
-            limit = min(deadline, time.monotonic() + _HANDSHAKE_SECONDS)
-            try:
-                return await open_port(loop, directory, VSOCK_SOCKET, AGENT_PORT, limit)
-            except (Unavailable, DeadlineExceeded):
-                if time.monotonic() + _POLL_SECONDS > deadline:
-                    raise
-            await loop.sleep(_POLL_SECONDS)
+        sock = await until_listening(
+            loop, lambda limit: open_port(loop, directory, VSOCK_SOCKET, AGENT_PORT, limit), deadline
+        )
+        return await greet(loop, sock, deadline)
 
     async def quit(self) -> None:
         """Ask the VMM to end; harmless when it is gone."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 from kuasar.backends.base import Host, Lent
 from kuasar.backends.firecracker.copying import copy_tree
@@ -30,6 +30,8 @@ _ROOT = "rootfs"
 
 class DiskStorage(Storage):
     """See above. ``ask_agent`` makes and removes copies."""
+
+    layers_are_disks: ClassVar[bool] = False  # there are few drives: packed into one
 
     def __init__(self, host: Host, disks: Disks, packer: Packer, ask_agent: AskAgent) -> None:
         super().__init__(host.directory, None, disks)

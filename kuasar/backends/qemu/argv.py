@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kuasar.backends.channels import VHOST_USER_VSOCK, VSOCK
 from kuasar.backends.qemu.shape import Shape
 
 _MACHINE = "q35,vmport=off,sata=off,smbus=off,usb=off,hpet=off"
@@ -15,6 +16,9 @@ _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=d
 _PORTS_PER_SLOT = 8
 _FIRST_PORT_SLOT = 0x10
 _MIB = 1024 * 1024
+_TRANSLATED_MIB = 128
+"""How much translated code QEMU keeps without KVM: a start needs 24 MiB of it, and the default of 1 GiB is memory that
+nobody has counted for the pod."""
 ROOT_NODE, SERIAL_BUS = "root", "serial"
 
 
@@ -25,7 +29,8 @@ class Descriptors:
     qmp: int
     """Listening socket of the monitor."""
     agent: int
-    """Listening socket behind the agent's serial port."""
+    """What carries the agent's channel: by its kind the listening socket of a serial port, ``/dev/vhost-vsock``, or the
+    connection to a vsock's daemon."""
     memory: int
     """The file of the machine's memory."""
     kernel: int
@@ -42,14 +47,23 @@ class Descriptors:
 
 
 def build(
-    binary: str, name: str, shape: Shape, fds: Descriptors, *, shared_memory: bool, incoming: bool = False
+    binary: str,
+    name: str,
+    shape: Shape,
+    fds: Descriptors,
+    *,
+    shared_memory: bool,
+    incoming: bool = False,
+    guest_cid: int = 0,
 ) -> list[str]:
     """The argument list of a machine. ``shared_memory``: whether other processes shall see its memory, else it is a
-    private copy of the file; ``incoming``: it waits for a template's state instead of booting."""
+    private copy of the file; ``incoming``: it waits for a template's state instead of booting; ``guest_cid``: its
+    context id, if the host's kernel gives it a vsock."""
     share = "on" if shared_memory else "off"
     argv = [binary, "-name", f"{name},debug-threads=on", "-nodefaults", "-no-user-config", "-display", "none"]
     argv += ["-no-reboot", "-msg", "timestamp=on", "-sandbox", _SANDBOX]
-    argv += ["-accel", shape.accel, "-machine", f"{_MACHINE},memory-backend=ram", "-cpu", shape.cpu]
+    accel = f"tcg,tb-size={_TRANSLATED_MIB}" if shape.accel == "tcg" else shape.accel
+    argv += ["-accel", accel, "-machine", f"{_MACHINE},memory-backend=ram", "-cpu", shape.cpu]
     argv += ["-smp", f"cpus=1,maxcpus={shape.max_vcpus}"]
     argv += ["-m", f"size={shape.memory_bytes // _MIB}M,slots=8,maxmem={shape.max_memory_bytes // _MIB}M"]
     memory = f"memory-backend-file,id=ram,size={shape.memory_bytes},mem-path=/proc/self/fd/{fds.memory},share={share}"
@@ -59,13 +73,26 @@ def build(
     argv += ["-chardev", f"socket,id=qmp,fd={fds.qmp},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
     argv += ["-add-fd", f"fd={fds.console},set=1", "-add-fd", f"fd={fds.root},set=2"]
     argv += ["-chardev", "file,id=console,path=/dev/fdset/1,append=on", "-serial", "chardev:console"]
-    argv += ["-chardev", f"socket,id=agent,fd={fds.agent},server=on,wait=off"]
-    argv += ["-device", f"virtio-serial-pci,id={SERIAL_BUS},addr=0x2"]
-    argv += ["-device", f"virtserialport,bus={SERIAL_BUS}.0,chardev=agent,name=kuasar.agent"]
+    argv += _channel(shape.channel, fds.agent, guest_cid)
     argv += ["-blockdev", f"driver=file,node-name={ROOT_NODE},filename=/dev/fdset/2,read-only=on,locking=off"]
     argv += ["-device", f"virtio-blk-pci,drive={ROOT_NODE},addr=0x3"]
     argv += ["-device", "virtio-rng-pci,addr=0x4"]
     return argv + _ports(shape.ports) + (["-incoming", "defer"] if incoming else [])
+
+
+def _channel(kind: str, fd: int, guest_cid: int) -> list[str]:
+    if kind == VSOCK:
+        return ["-device", f"vhost-vsock-pci,id=vsock,guest-cid={guest_cid},vhostfd={fd},addr=0x2"]
+    if kind == VHOST_USER_VSOCK:
+        return [
+            *("-chardev", f"socket,id=agent,fd={fd}"),
+            *("-device", "vhost-user-vsock-pci,id=vsock,chardev=agent,addr=0x2"),
+        ]
+    return [
+        *("-chardev", f"socket,id=agent,fd={fd},server=on,wait=off"),
+        *("-device", f"virtio-serial-pci,id={SERIAL_BUS},addr=0x2"),
+        *("-device", f"virtserialport,bus={SERIAL_BUS}.0,chardev=agent,name=kuasar.agent"),
+    ]
 
 
 def _ports(count: int) -> list[str]:

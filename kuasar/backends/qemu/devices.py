@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from kuasar.backends.base import Host, Nic
-from kuasar.backends.qemu.machine import Machine
+from kuasar.backends.qemu.machine import HUGE_PAGE_BYTES, Machine
 from kuasar.backends.share import TAG
 from kuasar.core.aio import Future
 from kuasar.core.errors import BackendFailed, DeadlineExceeded, ResourceExhausted
@@ -28,9 +28,10 @@ _QUEUE_SIZE = 1024
 class Devices:
     """The devices of one machine, by our names for them. One operation at a time is up to the caller."""
 
-    def __init__(self, host: Host, machine: Machine, ports: int) -> None:
+    def __init__(self, host: Host, machine: Machine, ports: int, huge_pages: bool = False) -> None:
         self._host = host
         self._count = ports
+        self._huge_pages = huge_pages
         self._machine = machine
         self._unplugged: dict[str, Future[None]] = {}
 
@@ -104,9 +105,13 @@ class Devices:
         monitor = self._machine.monitor
         if _MEMORY not in self._ports():
             port = self._take_port(_MEMORY)
-            backend = {"qom-type": "memory-backend-memfd", "id": "ram1", "size": most, "share": True, "reserve": False}
+            backend: dict[str, object] = {"qom-type": "memory-backend-memfd", "id": "ram1", "size": most}
+            backend |= {"share": True, "reserve": False}
+            if self._huge_pages:
+                backend |= {"hugetlb": True, "hugetlbsize": HUGE_PAGE_BYTES}
             await monitor.execute("object-add", backend, deadline)
-            device = {"driver": "virtio-mem-pci", "memdev": "ram1", "requested-size": size}
+            device: dict[str, object] = {"driver": "virtio-mem-pci", "memdev": "ram1", "requested-size": size}
+            device |= {"prealloc": True} if self._huge_pages else {}  # else QEMU would die for want of a page
             await self._add(_MEMORY, port, device, deadline)
             return
         path = f"/machine/peripheral/{_MEMORY}"

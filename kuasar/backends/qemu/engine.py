@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import Host, MachineSpec
+from kuasar.backends.channels import VHOST_USER_VSOCK
 from kuasar.backends.microvm import MicroVm
 from kuasar.backends.probing import Probe, ProbeHost, require_program
+from kuasar.backends.processes import HeldProcess
+from kuasar.backends.qemu.channel import NOT_IN_A_TEMPLATE
 from kuasar.backends.qemu.devices import Devices
 from kuasar.backends.qemu.facts import Setup, find_setup
 from kuasar.backends.qemu.machine import Machine, Placement
@@ -18,7 +22,7 @@ from kuasar.backends.sizes import Size
 from kuasar.backends.template import Template, Templates
 from kuasar.backends.users import user_of
 from kuasar.core import config, log
-from kuasar.core.errors import KuasarError
+from kuasar.core.errors import KuasarError, ResourceExhausted
 
 
 class Engine(MicroVm):
@@ -35,13 +39,19 @@ class Engine(MicroVm):
         return Probe(
             setup.binary,
             shape.qemu_version,
-            {"accel": shape.accel, "cpu": shape.cpu, "image": setup.image, "image_digest": shape.image_digest},
+            {
+                "accel": shape.accel,
+                "cpu": shape.cpu,
+                "image": setup.image,
+                "image_digest": shape.image_digest,
+                "channel": shape.channel,
+            },
         )
 
     def __init__(self, host: Host, settings: config.Engine) -> None:
         super().__init__(host, settings)
         self._machine = Machine(host, self.vmm, self._on_event)
-        self._devices = Devices(host, self._machine, settings.device_ports)
+        self._devices = Devices(host, self._machine, settings.device_ports, settings.huge_pages)
 
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
         log.debug("QEMU", event=name, data=data)
@@ -56,7 +66,9 @@ class Engine(MicroVm):
         setup = await find_setup(self.host, self.settings)
         self.host.lap("setup")
         template, why_not, result = None, "template = false", "off"
-        if self.settings.template:
+        if setup.shape.channel == VHOST_USER_VSOCK:
+            why_not = NOT_IN_A_TEMPLATE
+        elif self.settings.template:
             templates = Templates(f"{self.settings.cache_dir}/templates", f"{self.host.state_dir}/verified-templates")
             template = templates.find(setup.shape.key)
             why_not, result = "there is no template of its kind yet", "miss"
@@ -81,12 +93,14 @@ class Engine(MicroVm):
         shared = self.host.machine["shared_fs"] == "virtiofs"
         try:
             await self._machine.clone(setup, template, _placement(spec, setup), shared=shared, deadline=deadline)
+        except ResourceExhausted:
+            raise  # which is not the template's fault, and a boot would need as much
         except KuasarError as exc:
             log.error("the clone failed, the pod boots a machine of its own", template=key, error=exc)
             templates.set_aside(key, str(exc))
-            self._machine.disconnect()
             await self.vmm.kill(time.monotonic() + 5.0)
             self.vmm.release()
+            await self._machine.disconnect()
             return False
         self._remember_size(setup)
         return True
@@ -95,6 +109,12 @@ class Engine(MicroVm):
         self.host.remember(size=[1, setup.shape.memory_bytes])
 
     # -- control -------------------------------------------------------------------------------------------------------
+
+    @property
+    def helpers(self) -> Mapping[str, HeldProcess]:
+        helper = self._machine.channel.helper
+        of_channel = {} if helper is None else {"the vsock of the machine (vhost-device-vsock)": helper}
+        return {**super().helpers, **of_channel}
 
     async def reconnect(self, deadline: float) -> None:
         await self._machine.reconnect(deadline)
@@ -106,7 +126,7 @@ class Engine(MicroVm):
         await self._machine.quit()
 
     async def disconnect(self) -> None:
-        self._machine.disconnect()
+        await self._machine.disconnect()
 
     async def pause(self) -> None:
         await self._machine.monitor.execute("stop")

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 
 from kuasar.backends.guest_image import INITRD, KERNEL, ImageUnusable, load
 from kuasar.backends.probing import Runner
+from kuasar.backends.qemu import channel
 from kuasar.backends.qemu.shape import Shape, command_line, cpu_model
 from kuasar.core import log
 from kuasar.core.config import Engine
@@ -37,6 +38,10 @@ class Setup:
     image: str
     kernel: str
     shape: Shape
+    channel_helper: str
+    """Program that the channel to the agent needs; empty if it needs none."""
+    huge_pages: bool = False
+    """Whether memory is of the host's huge pages. Templates are the same either way."""
 
 
 async def find_setup(host: Runner, settings: Engine) -> Setup:
@@ -49,6 +54,7 @@ async def find_setup(host: Runner, settings: Engine) -> Setup:
     kernel = _require_kernel(settings.kernel or f"{settings.image}/{KERNEL}")
     facts = await _ask(host, settings, binary, kernel, image.digest)
     accel = facts["accel"] if settings.accel == "auto" else settings.accel
+    kind, helper = channel.choose(settings)
     shape = Shape(
         qemu_version=facts["version"],
         accel=accel,
@@ -60,8 +66,9 @@ async def find_setup(host: Runner, settings: Engine) -> Setup:
         command_line=command_line(image.command_line, settings.kernel_arguments),
         image_digest=image.digest + (_identity(kernel) if settings.kernel else ""),
         host_kernel=os.uname().release,
+        channel=kind,
     )
-    return Setup(binary, settings.image, kernel, shape)
+    return Setup(binary, settings.image, kernel, shape, helper, settings.huge_pages)
 
 
 def _find_binary(name: str) -> str:

@@ -6,6 +6,8 @@ which itself may open nothing.
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import time
 from collections.abc import Callable
@@ -16,21 +18,24 @@ from typing import Any
 
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import ROOT, Host, User
-from kuasar.backends.channels import greet
+from kuasar.backends.channels import VIRTIO_SERIAL, greet
 from kuasar.backends.guest_image import INITRD, ROOT_DISK
 from kuasar.backends.processes import HeldProcess, open_log
 from kuasar.backends.qemu.argv import Descriptors, build
+from kuasar.backends.qemu.channel import Channel, make_channel
 from kuasar.backends.qemu.facts import Setup
 from kuasar.backends.qmp import Monitor
 from kuasar.backends.sockets import connect, listen
 from kuasar.backends.template import Template
-from kuasar.core import serial
-from kuasar.core.errors import BackendFailed, KuasarError
+from kuasar.core.errors import BackendFailed, KuasarError, ResourceExhausted
 from kuasar.core.threads import in_thread
 
-_QMP_SOCKET, _AGENT_SOCKET = "qmp.sock", "agent.sock"
+_QMP_SOCKET = "qmp.sock"
 _IGNORE_SHARED = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
 _POLL_SECONDS = 0.003
+HUGE_PAGE_BYTES = 2 << 20
+_HUGE_PAGES = os.MFD_HUGETLB | os.MFD_HUGE_2MB
+_POOL = "/sys/kernel/mm/hugepages/hugepages-2048kB"
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,15 @@ class Machine:
         self._process = process
         self._on_event = on_event
         self._monitor: Monitor | None = None
+        self._channel: Channel | None = None
+
+    @property
+    def channel(self) -> Channel:
+        """The channel to the agent: the one that was made with the machine, by this worker or an earlier one."""
+        if self._channel is None:
+            self._channel = make_channel(str(self._host.machine.get("channel", VIRTIO_SERIAL)), self._host)
+            self._channel.adopt()
+        return self._channel
 
     @property
     def monitor(self) -> Monitor:
@@ -70,7 +84,7 @@ class Machine:
 
     async def boot_on(self, memory: int, setup: Setup, placement: Placement, deadline: float) -> None:
         """Start a machine that boots, on the memory file of the caller."""
-        self._start(setup, placement, memory, shared=True, incoming=False)
+        await self._start(setup, placement, memory, deadline, shared=True, incoming=False)
         await self._connect(deadline)
 
     async def clone(
@@ -79,14 +93,15 @@ class Machine:
         """Start a machine from a template: its memory is a copy that can be shared, or else a private view of a copy
         that all clones look at."""
         loop = self._host.loop
-        if shared:
+        if shared or setup.huge_pages:  # whose private copies would take as much
             memory = empty_memory(setup)
         else:
             memory = self._host.keep(f"template/{template.description.key}", template.copy_memory)
         try:
-            self._start(setup, placement, memory, shared=shared, incoming=True)
-            if shared:
-                await in_thread(loop, lambda: template.fill(memory))  # QEMU comes up meanwhile, and does not look at it
+            await self._start(setup, placement, memory, deadline, shared=shared or setup.huge_pages, incoming=True)
+            if shared or setup.huge_pages:
+                fill = template.fill_huge_pages if setup.huge_pages else template.fill
+                await in_thread(loop, lambda: fill(memory))  # QEMU comes up meanwhile, and does not look at it
         finally:
             os.close(memory)
         await self._connect(deadline)
@@ -127,13 +142,7 @@ class Machine:
 
     async def open_channel(self, deadline: float) -> AgentClient:
         """A new connection to the agent, which has said hello; an earlier one ends."""
-        port = connect(self._host.directory, _AGENT_SOCKET, "the machine's serial port")
-        try:
-            await serial.open_connection(self._host.loop, port, deadline)
-        except BaseException:
-            port.close()
-            raise
-        return await greet(self._host.loop, port, deadline)
+        return await greet(self._host.loop, await self.channel.open(deadline), deadline)
 
     async def quit(self) -> None:
         """Ask QEMU to end; harmless when it is gone."""
@@ -141,25 +150,38 @@ class Machine:
             with suppress(KuasarError):
                 await self._monitor.execute("quit", deadline=time.monotonic() + 2.0)
 
-    def disconnect(self) -> None:
-        """Close the monitor and remove the sockets; harmless to repeat."""
+    async def disconnect(self) -> None:
+        """Close the monitor, free the channel to the agent, remove the sockets; harmless to repeat."""
         if self._monitor is not None:
             self._monitor.close()
             self._monitor = None
-        for name in (_QMP_SOCKET, _AGENT_SOCKET):
-            with suppress(FileNotFoundError):
-                os.unlink(f"{self._host.directory}/{name}")
-            self._host.released("socket", f"{self._host.directory}/{name}")
+        await self.channel.release()
+        self._channel = None
+        with suppress(FileNotFoundError):
+            os.unlink(f"{self._host.directory}/{_QMP_SOCKET}")
+        self._host.released("socket", f"{self._host.directory}/{_QMP_SOCKET}")
 
-    def _start(self, setup: Setup, placement: Placement, memory: int, *, shared: bool, incoming: bool) -> None:
+    async def _start(
+        self, setup: Setup, placement: Placement, memory: int, deadline: float, *, shared: bool, incoming: bool
+    ) -> None:
         directory = self._host.directory
-        for socket_name in (_QMP_SOCKET, _AGENT_SOCKET):
-            self._host.acquiring("socket", f"{directory}/{socket_name}")
-        fds_in_qemu = Descriptors.in_order()
-        argv = build(setup.binary, placement.name, setup.shape, fds_in_qemu, shared_memory=shared, incoming=incoming)
+        self._host.remember(channel=setup.shape.channel)
+        self._channel = make_channel(setup.shape.channel, self._host)
+        self._host.acquiring("socket", f"{directory}/{_QMP_SOCKET}")
         with ExitStack() as stack:
-            fds = [stack.enter_context(listen(directory, each)).fileno() for each in (_QMP_SOCKET, _AGENT_SOCKET)]
-            fds.append(memory)
+            where = (placement.cgroup, placement.user, placement.log_path)
+            agent = await self._channel.prepare(setup.channel_helper, *where, deadline)
+            stack.callback(os.close, agent)
+            argv = build(
+                setup.binary,
+                placement.name,
+                setup.shape,
+                Descriptors.in_order(),
+                shared_memory=shared,
+                incoming=incoming,
+                guest_cid=self._channel.guest_cid,
+            )
+            fds = [stack.enter_context(listen(directory, _QMP_SOCKET)).fileno(), agent, memory]
             for path in (setup.kernel, f"{setup.image}/{INITRD}", f"{setup.image}/{ROOT_DISK}"):
                 fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
                 stack.callback(os.close, fds[-1])
@@ -181,7 +203,31 @@ class Machine:
 
 
 def empty_memory(setup: Setup) -> int:
-    """A memory file for a machine that boots. The caller closes it."""
-    memory = os.memfd_create("kuasar-memory", os.MFD_CLOEXEC)
-    os.ftruncate(memory, setup.shape.memory_bytes)
+    """A memory file for a machine that boots; of huge pages it is reserved. The caller closes it. Raises
+    :class:`ResourceExhausted`."""
+    size = setup.shape.memory_bytes
+    memory = os.memfd_create("kuasar-memory", os.MFD_CLOEXEC | (_HUGE_PAGES if setup.huge_pages else 0))
+    try:
+        os.ftruncate(memory, size)
+        if setup.huge_pages:
+            mmap.mmap(memory, size).close()  # reserves its pages for as long as there is the file
+    except OSError as exc:
+        os.close(memory)
+        if exc.errno != errno.ENOMEM:
+            raise
+        raise ResourceExhausted(
+            f"a machine needs {size // HUGE_PAGE_BYTES} huge pages of 2 MiB, and the host has {_free_pages()} left "
+            "(vm.nr_hugepages, and huge_pages of the engine)"
+        ) from exc
     return memory
+
+
+def _free_pages() -> int:
+    """Huge pages that nobody has and nobody has reserved."""
+    free, reserved = (_number(f"{_POOL}/{name}_hugepages") for name in ("free", "resv"))
+    return max(0, free - reserved)
+
+
+def _number(path: str) -> int:
+    with open(path, encoding="ascii") as file:
+        return int(file.read())

@@ -15,9 +15,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 
+from kuasar.backends.channels import VHOST_USER_VSOCK
 from kuasar.backends.making import MakerHost, Say, command, last_lines, make_once
 from kuasar.backends.processes import HeldProcess
+from kuasar.backends.qemu.channel import NOT_IN_A_TEMPLATE
 from kuasar.backends.qemu.facts import Setup, find_setup
 from kuasar.backends.qemu.machine import Machine, Placement, empty_memory
 from kuasar.backends.rehearsal import rehearse
@@ -32,12 +35,16 @@ _STATE, _MEMORY = "state", "memory"
 
 
 async def make(loop: Loop, settings: Engine, say: Say) -> str:
-    """Make the template if it is missing; gives its key. Raises :class:`KuasarError`."""
+    """Make the template if it is missing; gives its key, or nothing where the engine's machines can have none. Raises
+    :class:`KuasarError`."""
     with (
         tempfile.TemporaryDirectory(prefix="kuasar-template-") as directory,
         closing(MakerHost(loop, directory)) as host,
     ):
-        setup = await find_setup(host, settings)
+        setup = replace(await find_setup(host, settings), huge_pages=False)
+        if setup.shape.channel == VHOST_USER_VSOCK:
+            say(f"there is no template for these machines: {NOT_IN_A_TEMPLATE}")
+            return ""
         templates = Templates(f"{settings.cache_dir}/templates", f"{directory}/verified")
         await make_once(templates, setup.shape.key, say, lambda: _make(host, setup, templates, say))
         return setup.shape.key
@@ -84,7 +91,7 @@ async def _make(host: MakerHost, setup: Setup, templates: Templates, say: Say) -
         await machine.quit()
         await process.kill(time.monotonic() + 5.0)
         process.release()
-        machine.disconnect()
+        await machine.disconnect()
         shutil.rmtree(target, ignore_errors=True)
 
 

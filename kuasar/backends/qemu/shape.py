@@ -32,6 +32,8 @@ class Shape:
     command_line: str
     image_digest: str
     host_kernel: str
+    channel: str
+    """Kind of the channel to the agent (``channel.py``), which is a device of the machine."""
 
     @property
     def key(self) -> str:

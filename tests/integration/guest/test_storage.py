@@ -135,6 +135,37 @@ def test_a_volume_of_huge_pages(machine: Machine, agent: AgentConnection) -> Non
     assert answer(machine, agent, mounting(asking("huge", pages), **source)) == "2"
 
 
+def filling(name: str, volume: str, limit: int = 0) -> dict[str, Any]:
+    """A container that takes 4 MiB of a volume of huge pages, and says how large its file is then."""
+    take = 'os.posix_fallocate(os.open("/mnt/x", os.O_RDWR | os.O_CREAT), 0, 4 << 20)'
+    request = asking(name, f'[{take}, os.stat("/mnt/x").st_size][1]')
+    if limit:
+        limits = [{"pageSize": "2MB", "limit": limit}]
+        request["spec"]["linux"]["resources"]["hugepageLimits"] = limits
+    return mounting(request, type="hugetlbfs", source=f"volume:{volume}", options=["pagesize=2M"])
+
+
+def test_huge_pages_of_a_volume_without_a_size_are_made_when_they_are_used(
+    machine: Machine, agent: AgentConnection
+) -> None:
+    """As the kubelet mounts them: sizes are not in the options."""
+    assert answer(machine, agent, filling("first", "pages")) == 4 << 20
+    seen = mounting(asking("second", 'os.stat("/mnt/x").st_blocks * 512'), type="hugetlbfs", source="volume:pages")
+    seen["spec"]["mounts"][-1]["options"] = ["pagesize=2M"]
+    assert answer(machine, agent, seen) == 4 << 20
+
+
+def test_a_container_gets_no_more_huge_pages_than_its_limit(machine: Machine, agent: AgentConnection) -> None:
+    assert answer(machine, agent, filling("within", "limited", 4 << 20)) == 4 << 20
+    assert answer(machine, agent, filling("beyond", "narrow", 2 << 20))[0] in ("ENOSPC", "ENOMEM")
+
+
+def test_a_limit_of_huge_pages_that_the_processor_has_not_is_named(agent: AgentConnection) -> None:
+    request = container("odd", "pass")
+    request["spec"]["linux"]["resources"]["hugepageLimits"] = [{"pageSize": "3MB", "limit": 1}]
+    assert "hugepageLimits[0].pageSize: there are no huge pages of 3072 KiB" in refusal(agent, request)
+
+
 @pytest.mark.parametrize(
     ("mount", "words"),
     [

@@ -3,9 +3,12 @@ stays."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -115,6 +118,68 @@ def test_a_qemu_that_does_not_answer_ends_at_the_deadline(public: Path) -> None:
     assert "connecting to QEMU did not finish in time" in refusal(seconds=40.0, binary=binary)
 
 
+def test_a_guest_that_never_answers_ends_at_the_deadline(public: Path) -> None:
+    """QEMU is there and its machine stands still, for the minute that a start may take."""
+    qemu = shutil.which("qemu-system-x86_64")
+    message = refusal(seconds=80.0, binary=script(public, f'exec {qemu} "$@" -S'))
+    assert "the agent of the machine does not answer" in message
+
+
+def test_a_damaged_template_is_set_aside_and_the_pod_boots(tmp_path: Path) -> None:
+    templates = tmp_path / "templates"
+    shutil.copytree(needs.GUEST_IMAGE.parents[1] / "qemu" / "templates", templates)
+    damaged = [path for path in templates.iterdir() if path.is_dir() and not path.suffix]
+    for path in damaged:
+        with open(path / "state", "r+b") as file:
+            first = file.read(1)
+            file.seek(0)
+            file.write(bytes([first[0] ^ 1]))
+
+    async def scenario(netns: str) -> None:
+        async with rig() as r:
+            engine(r, template=True, cache_dir=str(tmp_path))
+            r.seconds = 90.0
+            await r.start_zygote()
+            await r.start_worker()
+            pod = {"name": "pod1", "hostname": "pod1", "cgroup_parent": f"/kuasar-test-{os.getpid()}"}
+            await r.create(engine="odd", netns=netns, config=pod)
+            await r.call("sandbox.start")
+            status = await r.call("sandbox.status", key="", verbose=True)
+            assert status["info"]["start"].startswith("boot: there is no template of its kind yet")
+            assert list(templates.glob("*.bad"))
+            await r.call("sandbox.shutdown")
+            await r.nothing_held()
+
+    namespace = Namespace("pod")
+    with ExitStack() as held:
+        held.callback(namespace.remove)
+        for path in templates.glob("*.lock"):  # else a maker would be at work when the test is over
+            fcntl.flock(held.enter_context(path.open()), fcntl.LOCK_EX)
+        run(scenario(namespace.path), seconds=150)
+
+
 def test_a_guest_that_panics_at_boot_is_told_by_its_own_words() -> None:
     message = refusal(seconds=60.0, kernel_arguments="root=/dev/vdz init=/nothing")
     assert "the machine has no root disk /dev/vdz" in message
+
+
+def test_a_channel_that_is_not_there_is_refused_with_the_reason(public: Path) -> None:
+    message = refusal(channel="vhost-user-vsock", vhost_device_vsock="/no/such/daemon")
+    assert 'channel = "vhost-user-vsock" cannot be used: there is no program /no/such/daemon' in message
+
+
+@pytest.mark.skipif(os.path.exists("/dev/vhost-vsock"), reason="this host has a vsock")
+def test_a_host_without_a_vsock_is_told() -> None:
+    message = refusal(channel="vsock")
+    assert 'channel = "vsock" cannot be used: /dev/vhost-vsock: No such file or directory' in message
+
+
+def test_what_the_daemon_of_a_vsock_says_at_its_failing_start_is_told(public: Path) -> None:
+    daemon = script(public, "echo 'odd-daemon: no moon tonight' >&2; exit 1")
+    message = refusal(channel="vhost-user-vsock", vhost_device_vsock=daemon)
+    assert "the vsock daemon (vhost-device-vsock) ended at its start; odd-daemon: no moon tonight" in message
+
+
+def test_a_daemon_of_a_vsock_that_does_not_listen_ends_at_the_deadline(public: Path) -> None:
+    daemon = script(public, "exec sleep 3600")
+    assert "does not listen" in refusal(channel="vhost-user-vsock", vhost_device_vsock=daemon)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kuasar.agent import mounts
-from kuasar.agent.guest import storage, volumes
+from kuasar.agent.guest import huge_pages, storage
 from kuasar.core.errors import InvalidArgument
 
 
@@ -56,16 +56,16 @@ def test_device_rules_follow_the_device() -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("0", 0), ("4096", 4096), ("64k", 65536), ("2M", 2 << 20), ("2Mi", 2 << 20), ("1g", 1 << 30)],
+    [("0", 0), ("4096", 4096), ("64k", 65536), ("2M", 2 << 20), ("2Mi", 2 << 20), ("2MB", 2 << 20), ("1g", 1 << 30)],
 )
 def test_sizes_of_volumes(text: str, size: int) -> None:
-    assert volumes._bytes(text, "options") == size
+    assert huge_pages.bytes_of(text, "options") == size
 
 
-@pytest.mark.parametrize("text", ["", "k", "-1", "1.5g", "1t", "2mm"])
+@pytest.mark.parametrize("text", ["", "k", "-1", "1.5g", "1t", "2mm", "2bi"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(InvalidArgument, match="is no size"):
-        volumes._bytes(text, "options")
+        huge_pages.bytes_of(text, "options")
 
 
 def test_an_agent_on_the_host_imports_nothing_of_the_guests() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from kuasar.backends.sizes import BLOCK_BYTES, GUEST_BYTES, VMM_BYTES, Size, size_for
 from kuasar.core.config import Engine
-from kuasar.workers.pod import PodSpec, wanted_size
+from kuasar.workers.pod import PodSpec, huge_pages_of, wanted_size
 
 MIB = 1 << 20
 SETTINGS = Engine(kind="qemu", memory_mib=128, max_memory_mib=1024, max_vcpus=4)
@@ -25,6 +25,16 @@ BASE = Size(1, 128 * MIB)
 )
 def test_sizes(vcpus: int, memory: int, size: Size) -> None:
     assert size_for(vcpus, memory, BASE, SETTINGS) == size
+
+
+def test_huge_pages_of_a_container_are_those_with_a_limit() -> None:
+    limits = [
+        {"pageSize": "2MB", "limit": 4 * MIB},
+        {"pageSize": "1GB", "limit": 0},
+        {"pageSize": "64KB", "limit": 2**63},
+    ]
+    assert huge_pages_of({"hugepageLimits": limits}) == 4 * MIB
+    assert huge_pages_of({}) == 0
 
 
 def test_a_machine_never_shrinks() -> None:

@@ -87,6 +87,31 @@ def test_disks_of_the_root_file_system_are_plugged_in(tmp_path: Path) -> None:
     assert planned(layers).disks == made.disks, "a repeated request names the same disks"
 
 
+def layered(*options: str) -> list[Any]:
+    return [{"type": "overlay", "source": "overlay", "options": ["index=off", "lowerdir=/s/2:/s/1", *options]}]
+
+
+def test_layers_that_are_erofs_mounts_are_disks_of_a_machine_without_a_share(tmp_path: Path) -> None:
+    for name in ("1", "2"):
+        (tmp_path / name).write_bytes(b"layer")
+    layers = {f"/s/{name}": str(tmp_path / name) for name in ("1", "2")}
+    written = layered("upperdir=/s/3/fs", "workdir=/s/3/work")
+    made = plan("c", "/b", spec(), written, GUEST, {}, layers)
+    assert [(path, read_only) for _, path, read_only in made.disks] == [(layers["/s/2"], True), (layers["/s/1"], True)]
+    assert [each["type"] for each in made.rootfs] == ["erofs", "erofs", "tmpfs", "overlay"]
+    assert made.rootfs[3]["options"] == [
+        "lowerdir={{ overlay 0 1 }}",
+        "upperdir={{ mount 2 }}/upper",
+        "workdir={{ mount 2 }}/work",
+    ]
+    assert not made.binds
+    only_read = plan("c", "/b", spec(), layered(), GUEST, {}, layers)
+    assert [each["type"] for each in only_read.rootfs] == ["erofs", "erofs", "overlay"]
+    assert plan("c", "/b", spec(), written, GUEST, {}).rootfs[0]["type"] == "bind", "a share carries all of it"
+    one_is_none = plan("c", "/b", spec(), written, GUEST, {}, {"/s/1": layers["/s/1"]})
+    assert one_is_none.rootfs[0]["type"] == "bind"
+
+
 def test_a_volume_is_bound_and_keeps_what_it_may(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     made = planned(OVERLAY, mounts=[bind(tmp_path, "ro"), bind(tmp_path / "file", "rw", "rslave")])

@@ -18,6 +18,7 @@ SHAPE = Shape(
     command_line="console=ttyS0 root=/dev/vda",
     image_digest="0" * 64,
     host_kernel="6.1.0",
+    channel="virtio-serial",
 )
 GOLDEN = """\
 qemu-system-x86_64
@@ -28,7 +29,7 @@ qemu-system-x86_64
 -no-reboot
 -msg timestamp=on
 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
--accel tcg
+-accel tcg,tb-size=128
 -machine q35,vmport=off,sata=off,smbus=off,usb=off,hpet=off,memory-backend=ram
 -cpu max
 -smp cpus=1,maxcpus=4
@@ -70,6 +71,29 @@ def test_a_machine_that_boots() -> None:
 def test_a_clone_differs_in_what_it_must() -> None:
     argv = build("qemu-system-x86_64", "kuasar-s", SHAPE, Descriptors.in_order(), shared_memory=False, incoming=True)
     assert lines(argv) == GOLDEN.replace("share=on", "share=off") + "\n-incoming defer"
+
+
+@pytest.mark.parametrize(
+    ("channel", "devices"),
+    [
+        ("vsock", "-device vhost-vsock-pci,id=vsock,guest-cid=70000,vhostfd=4,addr=0x2"),
+        (
+            "vhost-user-vsock",
+            "-chardev socket,id=agent,fd=4\n-device vhost-user-vsock-pci,id=vsock,chardev=agent,addr=0x2",
+        ),
+    ],
+)
+def test_other_channels_to_the_agent(channel: str, devices: str) -> None:
+    shape = Shape(**{**vars(SHAPE), "channel": channel})
+    argv = build("qemu-system-x86_64", "kuasar-s", shape, Descriptors.in_order(), shared_memory=True, guest_cid=70000)
+    serial = GOLDEN[GOLDEN.index("-chardev socket,id=agent") : GOLDEN.index("\n-blockdev")]
+    assert lines(argv) == GOLDEN.replace(serial, devices)
+
+
+def test_translated_code_is_of_emulation_only() -> None:
+    shape = Shape(**{**vars(SHAPE), "accel": "kvm", "cpu": "host"})
+    argv = build("q", "n", shape, Descriptors.in_order(), shared_memory=True)
+    assert argv[argv.index("-accel") + 1] == "kvm"
 
 
 def test_ports_fill_one_slot_after_the_other() -> None:
