@@ -43,7 +43,7 @@ def contents(config: Found, drop_in: str, containerd_service: str) -> dict[str, 
 
     Raises NotFound if this is not an installed package.
     """
-    unit = string.Template(shipped(f"systemd/{KUASAR}")).substitute(python=sys.executable, config=CONFIG)
+    unit = string.Template(shipped(f"systemd/{KUASAR}")).substitute(python=_python(), config=CONFIG)
     unit = unit.replace("containerd.service", containerd_service)
     found = {CONFIG: config, UNIT: file(unit.encode()), DROP_IN: file(drop_in.encode())}
     for target in ("multi-user.target", containerd_service):
@@ -53,6 +53,12 @@ def contents(config: Found, drop_in: str, containerd_service: str) -> dict[str, 
         if program != f"{COMMANDS}/{name}":
             found[f"{COMMANDS}/{name}"] = link(program)
     return found
+
+
+def _python() -> str:
+    """The one that runs us, by a name that does not depend on how it was called: else the unit would change with it."""
+    path = f"{os.path.dirname(os.path.abspath(sys.executable))}/python3"
+    return path if look(path).kind != ABSENT else sys.executable
 
 
 def _program(name: str) -> str:

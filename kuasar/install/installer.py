@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from typing import Any
 from kuasar import __version__
 from kuasar.core.cgroup import current
 from kuasar.core.config import Config, ConfigError, load
-from kuasar.core.errors import InvalidArgument, KuasarError, NotFound, WrongState
+from kuasar.core.errors import BackendFailed, InvalidArgument, KuasarError, NotFound, WrongState
 from kuasar.install import containerd, work
 from kuasar.install.contents import CONFIG, DROP_IN, UNIT, contents, effective_config
 from kuasar.install.files import ABSENT, FILE, Found, file, look
@@ -28,6 +29,7 @@ from kuasar.install.services import KUASAR, Services
 
 _CGROUP = "/kuasar"
 """Parent of the cgroups of pods without one of their own."""
+_SHOWN_LINES = 12
 
 
 @dataclass
@@ -93,7 +95,8 @@ class Installer:
             outcome.notes += [f"there is no systemd to ask: {verb} {unit} by yourself" for verb, unit in steps]
             outcome.services = []
         if not dry_run and (outcome.changed or after != record):
-            self._carry_out(changes, after, steps, target, config)
+            new = [each for each in after.data if each not in record.data]
+            self._carry_out(changes, after, new, steps, target, config)
         return outcome
 
     def _require_kept_drop_in(
@@ -141,6 +144,7 @@ class Installer:
         self,
         changes: list[Change],
         record: Record,
+        new: list[str],
         steps: list[tuple[str, str]],
         target: Target,
         config: Config,
@@ -150,6 +154,7 @@ class Installer:
         with work.all_or_nothing() as undo:
             if services.present:
                 undo.callback(self._restart_all, restarted)  # with the files as they were
+                undo.callback(work.remove_data, new, self.root)
                 undo.callback(services.reload)
             work.put_all(changes, record, self.root, undo)
             if services.present:
@@ -163,10 +168,18 @@ class Installer:
         for verb, unit in steps:
             if verb == "start":
                 undo.callback(self._stop_kuasar, config)
-                self.services.start(unit)
+                self._start_kuasar(config)
             else:
                 restarted.append(unit)
                 self.services.restart(unit)
+
+    def _start_kuasar(self, config: Config) -> None:
+        """Its logs go if this fails, so the error has their ends."""
+        try:
+            self.services.start(KUASAR)
+        except BackendFailed as exc:
+            logs = [f"{below(self.root, config.log_dir)}/{name}.log" for name in ("supervisord", "gateway")]
+            raise BackendFailed("\n".join([exc.message, *filter(None, map(_end_of, logs))])) from exc
 
     def _stop_kuasar(self, config: Config) -> None:
         self.services.stop(KUASAR)
@@ -284,6 +297,16 @@ def _data(config: Config) -> list[str]:
 
 def _union(old: Sequence[str], new: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*old, *new)))
+
+
+def _end_of(path: str) -> str:
+    """The last lines of a log; empty if there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as log:
+            lines = list(deque(log, _SHOWN_LINES))
+    except OSError:
+        return ""
+    return "".join([f"--- {path}\n", *lines]).rstrip()
 
 
 def remove_cgroup(path: str) -> None:

@@ -61,16 +61,24 @@ def take_back_all(changes: Sequence[Change], root: str, undo: Undo) -> None:
             failpoint("uninstall.file")
 
 
+def remove_data(directories: Sequence[str], root: str) -> None:
+    """Remove directories with all that is in them; what is gone is no error. Raises BackendFailed."""
+    stuck: list[str] = []
+
+    def note(_: object, path: str, info: tuple[type[BaseException], BaseException, object]) -> None:
+        if not isinstance(info[1], FileNotFoundError):
+            stuck.append(f"{path}: {info[1]}")
+
+    for directory in directories:
+        shutil.rmtree(below(root, directory), onerror=note)
+    if stuck:
+        raise BackendFailed("cannot be removed: " + "; ".join(stuck[:5]))
+
+
 def forget(record: Record, root: str, say: Callable[[str], None]) -> None:
     """The end of an uninstallation: data, record and directories go. Tells ``say`` what cannot be removed, and stays
     repeatable until there is nothing of that kind."""
-    stuck: list[str] = []
-    for directory in record.data:
-        path = below(root, directory)
-        shutil.rmtree(path, onerror=lambda _, name, info: stuck.append(f"{name}: {info[1]}"))
-    stuck = [each for each in stuck if "No such file" not in each]
-    if stuck:
-        raise BackendFailed("cannot be removed: " + "; ".join(stuck[:5]))
+    remove_data(record.data, root)
     put(below(root, PATH), Found())
     remove_empty([below(root, directory) for directory in record.directories])
     for directory in record.directories:

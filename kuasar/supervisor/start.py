@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from kuasar.core.config import Config, ConfigError, load
 from kuasar.core.errors import KuasarError
+from kuasar.core.notify import notify
 from kuasar.core.shipped import shipped
 from kuasar.supervisor.render import prepare, render, write_private
 
@@ -37,12 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = supervisord_conf(config)
         write_private(path, render(shipped("supervisord.conf"), config))
     except ConfigError as exc:
-        print(f"kuasar-supervisord: {exc}", file=sys.stderr)
-        return EXIT_USAGE
+        return _fail(str(exc), EXIT_USAGE)
     except (KuasarError, OSError) as exc:
-        print(f"kuasar-supervisord: {exc}", file=sys.stderr)
-        return 1
+        return _fail(str(exc), 1)
     return _become([sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "--configuration", path])
+
+
+def _fail(why: str, code: int) -> int:
+    """Say why, also to systemd, which shows it in ``systemctl status``."""
+    print(f"kuasar-supervisord: {why}", file=sys.stderr)
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        notify(address, f"STATUS={'; '.join(why.splitlines())}")
+    return code
 
 
 def _become(argv: Sequence[str]) -> NoReturn:

@@ -66,8 +66,8 @@ _NETWORK = """\
 """
 KUASARCTL = f"{os.path.dirname(sys.executable)}/kuasarctl"
 CONTAINERD = f"{CONTAINERD_BIN}/containerd"
-_CHANGING = ("/var/lib/containerd", "/var/tmp", "/etc/resolv.conf", "/opt")
-"""What containerd writes by itself."""
+_CHANGING = ("/var/lib/containerd", "/var/lib/cni", "/var/tmp", "/etc/resolv.conf", "/opt")
+"""What containerd and CNI write by themselves."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,11 @@ class BootedNode:
     def uninstall(self, *options: str, check: bool = True) -> Done:
         """``kuasarctl uninstall``."""
         return self.run(KUASARCTL, "uninstall", *options, check=check)
+
+    def supervisorctl(self, *words: str) -> str:
+        """What an operator asks supervisord, and what it says."""
+        argv = [sys.executable, "-m", "supervisor.supervisorctl", "-c", "/run/kuasar/supervisord.conf"]
+        return self.run(*argv, *words).out
 
     def show(self, unit: str, name: str) -> str:
         """A property of a unit."""
@@ -219,6 +224,7 @@ def _furnish(directory: str) -> None:
     for name in ("var/tmp", "var/cache", "root", "opt"):
         os.makedirs(f"{root}/{name}")
     os.makedirs(f"{root}.local/bin")
+    os.symlink("/run", f"{root}/var/run")
     for name in _MACHINES:
         if os.path.isdir(f"/etc/{name}"):
             shutil.copytree(f"/etc/{name}", f"{root}/etc/{name}", symlinks=True)

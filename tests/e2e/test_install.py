@@ -88,6 +88,32 @@ def test_a_whole_life(node: BootedNode) -> None:
     assert node.uninstall(check=False).code == 3
 
 
+def test_a_gateway_that_hangs_is_replaced_and_no_container_notices(node: BootedNode) -> None:
+    node.install()
+    override = Path(f"{node.root}/etc/systemd/system/kuasar.service.d/sooner.conf")
+    override.parent.mkdir()
+    override.write_text("[Service]\nWatchdogSec=10\n")
+    node.run("systemctl", "daemon-reload")
+    config = Path(f"{node.root}/etc/kuasar/kuasar.toml")
+    config.write_text(config.read_text().replace('log_level = "info"', 'log_level = "debug"'))
+    assert node.install().out == "restart kuasar.service\n", "for the configuration that an operator has changed"
+    with node.cri() as cri:
+        pod, container = start_pod(node, cri)
+        supervisord = node.main_pid("kuasar.service")
+        node.run("kill", "-STOP", node.supervisorctl("pid", "gateway").strip())
+        eventually(
+            lambda: node.main_pid("kuasar.service") not in (0, supervisord) and node.state("kuasar.service"),
+            "systemd has restarted it",
+            timeout=120,
+            until=lambda state: state == "active",
+        )
+        assert cri.exec_sync(container, ["echo", "not noticed"]).stdout == b"not noticed\n"
+        cri.stop_pod(pod)
+        cri.remove_pod(pod)
+    node.uninstall("--purge")
+    assert not Path(node.path("/run/kuasar")).exists()
+
+
 def test_a_containerd_that_does_not_come_back(node: BootedNode) -> None:
     unit = Path(f"{node.root}/etc/systemd/system/containerd.service")
     refuse = "ExecStartPre=/bin/sh -c '! grep -q kuasar /etc/containerd/config.toml'\nExecStart="

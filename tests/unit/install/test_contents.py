@@ -78,7 +78,7 @@ def test_where_everything_goes(tmp_path: Path) -> None:
     bins = os.path.dirname(sys.executable)
     assert links == {f"/usr/local/bin/{name}": f"{bins}/{name}" for name in ("containerd-shim-kuasar-v2", "kuasarctl")}
     unit = found[UNIT].text
-    assert f"ExecStart={sys.executable} -m kuasar.supervisor.start --config {CONFIG}\n" in unit
+    assert f"ExecStart={os.path.dirname(sys.executable)}/python3 -m kuasar.supervisor.start --config {CONFIG}\n" in unit
     assert "Before=rke2-containerd.service\n" in unit
     assert "$" not in unit
 
