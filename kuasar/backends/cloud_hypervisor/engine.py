@@ -9,8 +9,9 @@ from typing import ClassVar
 
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import Ended, Host, MachineSpec, Stage
+from kuasar.backends.boot_setup import Setup
 from kuasar.backends.cloud_hypervisor.devices import Devices
-from kuasar.backends.cloud_hypervisor.facts import Setup, find_setup
+from kuasar.backends.cloud_hypervisor.facts import find_setup
 from kuasar.backends.cloud_hypervisor.machine import Machine, Placement
 from kuasar.backends.cloud_hypervisor.state import State
 from kuasar.backends.cloud_hypervisor.template import guest_of, key_of

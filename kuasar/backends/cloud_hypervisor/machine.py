@@ -14,11 +14,11 @@ from functools import partial
 
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import ROOT, Host, Place, User
+from kuasar.backends.boot_setup import Setup
 from kuasar.backends.channels import AGENT_PORT, greet, until_listening
 from kuasar.backends.cloud_hypervisor import bodies
 from kuasar.backends.cloud_hypervisor.api import Api
 from kuasar.backends.cloud_hypervisor.events import EventFile
-from kuasar.backends.cloud_hypervisor.facts import Setup
 from kuasar.backends.cloud_hypervisor.state import RESTORED, State
 from kuasar.backends.hybrid_vsock import open_port
 from kuasar.backends.jail import Jail

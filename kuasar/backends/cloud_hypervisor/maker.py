@@ -16,8 +16,9 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 
+from kuasar.backends.boot_setup import Setup
 from kuasar.backends.cloud_hypervisor import bodies
-from kuasar.backends.cloud_hypervisor.facts import Setup, find_setup
+from kuasar.backends.cloud_hypervisor.facts import find_setup
 from kuasar.backends.cloud_hypervisor.machine import Machine, Placement
 from kuasar.backends.cloud_hypervisor.state import MEMORY, State
 from kuasar.backends.cloud_hypervisor.template import guest_of, key_of

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 
+from kuasar.backends.boot_setup import Setup
 from kuasar.backends.cloud_hypervisor.bodies import Guest
-from kuasar.backends.cloud_hypervisor.facts import Setup
 from kuasar.core.config import Engine
 
 FORMAT = 1

@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import Capability, Host, MachineSpec
+from kuasar.backends.boot_setup import Setup
 from kuasar.backends.firecracker import bodies
 from kuasar.backends.firecracker.copying import copy_tree
 from kuasar.backends.firecracker.drives import Drives
-from kuasar.backends.firecracker.facts import Setup, find_setup
+from kuasar.backends.firecracker.facts import find_setup
 from kuasar.backends.firecracker.machine import Machine, Placement
 from kuasar.backends.firecracker.packing import Packer
 from kuasar.backends.firecracker.storage import DiskStorage

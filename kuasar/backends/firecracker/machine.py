@@ -15,10 +15,10 @@ from functools import partial
 
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import ROOT, Host, Place, User
+from kuasar.backends.boot_setup import Setup
 from kuasar.backends.channels import greet
 from kuasar.backends.firecracker import bodies
 from kuasar.backends.firecracker.api import Api
-from kuasar.backends.firecracker.facts import Setup
 from kuasar.backends.hybrid_vsock import open_port
 from kuasar.backends.jail import Jail
 from kuasar.backends.processes import HeldProcess, open_log

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 
 from kuasar.agent import kernel
+from kuasar.backends.boot_setup import Setup
 from kuasar.backends.firecracker import bodies
-from kuasar.backends.firecracker.facts import Setup, find_setup
+from kuasar.backends.firecracker.facts import find_setup
 from kuasar.backends.firecracker.machine import Machine, Placement
 from kuasar.backends.firecracker.template import TAP, guest_of, key_of
 from kuasar.backends.making import MakerHost, Say, command, last_lines, make_once

@@ -11,8 +11,8 @@ import hashlib
 import os
 
 from kuasar.backends.base import MachineSpec, Nic
+from kuasar.backends.boot_setup import Setup
 from kuasar.backends.firecracker import bodies
-from kuasar.backends.firecracker.facts import Setup
 from kuasar.backends.sizes import Size
 from kuasar.core.config import Engine
 

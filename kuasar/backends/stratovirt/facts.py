@@ -6,9 +6,11 @@ import os
 import re
 from dataclasses import dataclass
 
+from kuasar.backends import boot_setup
 from kuasar.backends.base import BINARY_HINT
-from kuasar.backends.guest_image import INITRD, KERNEL, ROOT_DISK, Image, ImageUnusable, load
-from kuasar.backends.probing import Probe, Runner, require_program
+from kuasar.backends.boot_setup import ask_program, command_line_of, require_image
+from kuasar.backends.guest_image import INITRD, KERNEL, ROOT_DISK, Image
+from kuasar.backends.probing import Probe, Runner
 from kuasar.backends.stratovirt.argv import Q35, is_sayable
 from kuasar.backends.stratovirt.kernel import flat_kernel, is_bzimage
 from kuasar.core.config import Engine
@@ -24,28 +26,15 @@ _COMMAND_LINE = "console=ttyS0 quiet reboot=t panic=-1 kuasar.end=reboot cryptom
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(boot_setup.Setup):
     """All that is the same for every machine of an engine on this host, now."""
 
-    binary: str
-    version: str
-    kernel: str
-    initrd: str
-    root: str
     firmware: str
-    image_digest: str
-    command_line: str
 
 
 async def find_program(host: Runner, name: str, deadline: float) -> Probe:
-    """The program ``name`` (empty: by its usual name) and its version. Raises :class:`BackendFailed` naming what is
-    missing, broken or too old, and the key that sets it; DeadlineExceeded if it hangs."""
-    binary = require_program(name or DEFAULT_BINARY, BINARY_HINT)
-    done = await host.run([binary, "-version"], deadline)
-    words = done.output.decode(errors="replace").strip()
-    if done.exit.shell_code:
-        raise BackendFailed(f"{binary} -version {done.exit.words}: {words:.300}; {BINARY_HINT}")
-    return Probe(binary, require_version(binary, words))
+    """The program ``name`` (empty: by its usual name) and its version. Errors as ``ask_program``."""
+    return await ask_program(host, name or DEFAULT_BINARY, deadline, require_version, "-version")
 
 
 def require_version(binary: str, said: str) -> str:
@@ -62,10 +51,7 @@ async def find_setup(host: Runner, settings: Engine, deadline: float) -> Setup:
     """Look at StratoVirt, the guest image and the firmware. Raises :class:`BackendFailed` naming what is missing or
     broken."""
     program = await find_program(host, settings.binary, deadline)
-    try:
-        image = load(settings.image)
-    except ImageUnusable as exc:
-        raise BackendFailed(f"the guest image cannot be used: {exc}") from exc
+    image = require_image(settings)
     setup = Setup(
         binary=program.binary,
         version=program.version,
@@ -74,7 +60,7 @@ async def find_setup(host: Runner, settings: Engine, deadline: float) -> Setup:
         root=f"{settings.image}/{ROOT_DISK}",
         firmware=_firmware(settings),
         image_digest=image.digest,
-        command_line=" ".join(part for part in (_COMMAND_LINE, image.command_line, settings.kernel_arguments) if part),
+        command_line=command_line_of(image, settings, _COMMAND_LINE),
     )
     for path in (setup.kernel, setup.initrd, setup.root, setup.firmware):
         require_sayable(path)

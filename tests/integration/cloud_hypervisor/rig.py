@@ -15,7 +15,8 @@ from typing import Any
 
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import User
-from kuasar.backends.cloud_hypervisor.facts import Setup, find_setup
+from kuasar.backends.boot_setup import Setup
+from kuasar.backends.cloud_hypervisor.facts import find_setup
 from kuasar.backends.cloud_hypervisor.machine import Machine, Placement
 from kuasar.backends.cloud_hypervisor.template import guest_of
 from kuasar.backends.making import MakerHost

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kuasar.backends.base import ROOT, User
+from kuasar.backends.boot_setup import Setup
 from kuasar.backends.firecracker import bodies
-from kuasar.backends.firecracker.facts import Setup
 from kuasar.backends.firecracker.machine import Machine, Placement
 from kuasar.backends.jail import Disk
 from kuasar.backends.making import MakerHost

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kuasar.backends.base import MachineSpec, Nic
-from kuasar.backends.firecracker.facts import Setup
+from kuasar.backends.boot_setup import Setup
 from kuasar.backends.firecracker.template import key_of, why_not
 from kuasar.backends.sizes import Size
 from kuasar.core.config import Engine
