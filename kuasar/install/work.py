@@ -7,17 +7,19 @@ goes on, and an uninstallation goes back, to the last byte.
 from __future__ import annotations
 
 import contextlib
-import shutil
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from kuasar.core.errors import BackendFailed, KuasarError
 from kuasar.core.failpoints import failpoint
+from kuasar.core.trees import mounts_below, remove_tree
 from kuasar.install.files import ABSENT, Found, look, make_parents, put, remove_empty
 from kuasar.install.plan import Change, below
 from kuasar.install.record import PATH, Record
 
 Undo = contextlib.ExitStack
+_SHOWN = 5
 
 
 def read_record(root: str) -> Record | None:
@@ -62,17 +64,17 @@ def take_back_all(changes: Sequence[Change], root: str, undo: Undo) -> None:
 
 
 def remove_data(directories: Sequence[str], root: str) -> None:
-    """Remove directories with all that is in them; what is gone is no error. Raises BackendFailed."""
-    stuck: list[str] = []
+    """Remove directories with all that is in them; what is gone is no error.
 
-    def note(_: object, path: str, info: tuple[type[BaseException], BaseException, object]) -> None:
-        if not isinstance(info[1], FileNotFoundError):
-            stuck.append(f"{path}: {info[1]}")
-
-    for directory in directories:
-        shutil.rmtree(below(root, directory), onerror=note)
-    if stuck:
-        raise BackendFailed("cannot be removed: " + "; ".join(stuck[:5]))
+    While anything is mounted below one of them, as what a pod uses is, none is touched. Raises BackendFailed that
+    names it.
+    """
+    places = [os.path.realpath(below(root, directory)) for directory in directories]
+    mounted = [mount for place in places for mount in mounts_below(place)]
+    if mounted:
+        raise BackendFailed(f"cannot be removed: something is mounted on {', '.join(mounted[:_SHOWN])}")
+    for place in places:
+        remove_tree(place)
 
 
 def forget(record: Record, root: str, say: Callable[[str], None]) -> None:
