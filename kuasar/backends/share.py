@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 
@@ -30,25 +31,21 @@ _OPTIONS = "sandbox=namespace,xattr,announce_submounts,flock,cache=auto,posix_ac
 
 def mounts_of_host() -> dict[str, str]:
     """Mount point -> ``type options`` of everything mounted where we are."""
-    found = {}
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            before, _, after = line.rstrip("\n").partition(" - ")
-            kind, _, options = after.split(" ", 2)
-            found[_plain(before.split(" ")[4])] = f"{kind} {options}"
-    return found
+    return {point: f"{kind} {options}" for point, kind, _, options in _mount_table()}
 
 
 def erofs_images() -> dict[str, str]:
     """Mount point -> device or image file of every erofs that is mounted where we are."""
-    found = {}
+    return {point: source for point, kind, source, _ in _mount_table() if kind == "erofs"}
+
+
+def _mount_table() -> Iterator[tuple[str, str, str, str]]:
+    """Mount point, type, source and options."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             before, _, after = line.rstrip("\n").partition(" - ")
-            kind, source, _ = after.split(" ", 2)
-            if kind == "erofs":
-                found[_plain(before.split(" ")[4])] = _plain(source)
-    return found
+            kind, source, options = after.split(" ", 2)
+            yield _plain(before.split(" ")[4]), kind, _plain(source), options
 
 
 def _plain(path: str) -> str:

@@ -27,7 +27,6 @@ from kuasar.backends.sockets import listen
 from kuasar.core.errors import KuasarError
 
 API_SOCKET, VSOCK_SOCKET, EVENTS = "api.sock", "vsock.sock", "events"
-_POLL_SECONDS = 0.01
 _QUIT_SECONDS = 2.0
 
 
