@@ -55,6 +55,8 @@ class ControllerService:
         self._directory = directory
         self._workers = workers
         self._supervision = supervision
+        self.stopping = False
+        """Calls that are cancelled from now on have not lost their callers."""
         self.claims = Claims(f"{config.state_dir}/unclaimed", self._give_up)
         self._background: set[asyncio.Task[None]] = set()
 
@@ -121,6 +123,12 @@ class ControllerService:
             if self._tallies is not None:
                 self._tallies.start_failed(sandbox, exc.kind)
             await self._abandon(sandbox, call.namespace)
+            raise
+        except asyncio.CancelledError:
+            # Whoever wanted it has gone away (a caller of CRI that died, or whose time was over): containerd forgets
+            # it. If it is we who end, the caller may ask our successor again.
+            if not self.stopping:
+                self._give_up(sandbox, call.namespace)
             raise
         seconds = time.monotonic() - started
         milliseconds = round(seconds * 1000, 1)

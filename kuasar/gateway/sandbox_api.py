@@ -41,6 +41,7 @@ class SandboxApi:
     ) -> None:
         self.supervision = Supervision(SupervisorClient(config.supervisor.socket))
         controller = ControllerService(config, directory, workers, self.supervision, feed, tallies)
+        self._controller = controller
         self._claims = controller.claims
         description = controller_pb2.DESCRIPTOR.services_by_name["Controller"]
         methods = {description.full_name: methods_of(description, controller, in_flight, tallies, tracer)}
@@ -58,6 +59,7 @@ class SandboxApi:
 
     async def close(self) -> None:
         """End; calls under way have a moment."""
+        self._controller.stopping = True
         await self._server.stop(_STOP_SECONDS)
         self._claims.close()
         self.supervision.close()
