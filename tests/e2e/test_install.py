@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
-from kuasar.cli.cri import CriClient, container_config, pod_config
+from kuasar.cli.cri import CriClient, CriError, container_config, pod_config
 from kuasar.core.config import Config
 from tests.deadline import eventually
 from tests.e2e.booted import BootedNode, booted_node
@@ -38,6 +39,16 @@ def start_pod(node: BootedNode, cri: CriClient) -> tuple[str, str]:
     container = cri.create_container(pod, container_config("idle", image, ["sleep", "100000"]), spec)
     cri.start(container)
     return pod, container
+
+
+def is_stopped(cri: CriClient, pod: str) -> bool:
+    """Stop it, as the kubelet does: again, while containerd has not found the new gateway."""
+    try:
+        cri.stop_pod(pod)
+    except CriError as error:
+        assert error.code == grpc.StatusCode.UNAVAILABLE, error
+        return False
+    return True
 
 
 def test_a_whole_life(node: BootedNode) -> None:
@@ -108,7 +119,7 @@ def test_a_gateway_that_hangs_is_replaced_and_no_container_notices(node: BootedN
             until=lambda state: state == "active",
         )
         assert cri.exec_sync(container, ["echo", "not noticed"]).stdout == b"not noticed\n"
-        cri.stop_pod(pod)
+        eventually(lambda: is_stopped(cri, pod), "containerd has dialled the new gateway", timeout=60)
         cri.remove_pod(pod)
     node.uninstall("--purge")
     assert not Path(node.path("/run/kuasar")).exists()
