@@ -34,8 +34,8 @@ _QUIT_SECONDS = 2.0
 class Placement:
     """Where and as whom a machine runs."""
 
-    log_path: str
     console_path: str
+    """The guest's serial console and what the VMM itself says, its standard output and error."""
     cgroup: str = ""
     user: User = ROOT
 
@@ -84,16 +84,13 @@ class Machine:
             for path in (setup.kernel, setup.initrd, setup.root):
                 fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
                 stack.callback(os.close, fds[-1])
-            console = stack.enter_context(open_log(placement.console_path)).fileno()
-            # It is opened anew by the VMM, as who that is then, and written from the start.
-            os.fchown(console, user.uid, user.gid)
             events = stack.enter_context(open_log(self.events.path)).fileno()
             os.ftruncate(events, 0)
-            fds += [console, events, fds[-1] if template is None else template]
-            log_fd = stack.enter_context(open_log(placement.log_path)).fileno()
+            fds += [events, fds[-1] if template is None else template]
+            console = stack.enter_context(open_log(placement.console_path)).fileno()
             argv = bodies.argv(setup.binary, numbers.api, numbers.events)
             start, place = self._host.start_program, Place(self.jail.directory)
-            self._process.take(partial(start, argv, log_fd, fds, placement.cgroup, user, place))
+            self._process.take(partial(start, argv, console, fds, placement.cgroup, user, place))
 
     async def reconnect(self, deadline: float) -> None:
         """Of a machine that another process started: whether its VMM answers."""
@@ -130,6 +127,5 @@ def with_descriptors(guest: bodies.Guest) -> bodies.Guest:
         kernel=path_of(numbers.kernel),
         initramfs=path_of(numbers.initrd),
         root_disk=path_of(numbers.root),
-        console=path_of(numbers.console),
         vsock=VSOCK_SOCKET,
     )
