@@ -7,6 +7,7 @@ the directory of its own that it runs in (``kuasar/backends/jail.py``).
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -68,8 +69,12 @@ class Machine:
         state, memory = saved
         self._start(setup, placement, memory)
         source = bodies.path_of(bodies.Descriptors.in_order().template)
-        state.for_clone(with_descriptors(guest)).write(f"{self.jail.directory}/{RESTORED}", source, placement.user)
-        await self.api.put("vm.restore", bodies.restore(RESTORED), deadline=deadline)
+        directory = f"{self.jail.directory}/{RESTORED}"
+        state.for_clone(with_descriptors(guest)).write(directory, source, placement.user)
+        try:
+            await self.api.put("vm.restore", bodies.restore(RESTORED), deadline=deadline)
+        finally:
+            shutil.rmtree(directory)
         await self.api.put("vm.resume", deadline=deadline)
 
     def _start(self, setup: Setup, placement: Placement, template: int | None) -> None:
