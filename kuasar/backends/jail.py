@@ -22,7 +22,7 @@ from kuasar.backends.base import Host, User
 from kuasar.core.errors import BackendFailed, wrap
 
 _NAME = "vmm"
-_OPTIONS = "size=1m,nr_inodes=1024,mode=0700"
+_OPTIONS = "size=8m,nr_inodes=1024,mode=0700"
 _LOOP_CONTROL = "/dev/loop-control"
 _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE, _LOOP_CLR_FD = 0x4C82, 0x4C0A, 0x4C01
 _LO_FLAGS_READ_ONLY, _LO_FLAGS_AUTOCLEAR = 1, 4

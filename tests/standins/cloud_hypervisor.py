@@ -176,7 +176,7 @@ class Machine:
             for path in (self._config["payload"]["kernel"], self._config["payload"]["initramfs"]):
                 os.close(self._open(path, os.O_RDONLY))
             files.append(self._open(self._config["disks"][0]["path"], os.O_RDONLY))
-            files.append(self._open(self._config["serial"]["file"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+            files.append(os.dup(sys.stdout.fileno()))
             if "STANDIN_HARDWARE" in os.environ:
                 self._guest = Guest(os.environ["STANDIN_HARDWARE"])
                 cpus, memory = self._config["cpus"]["boot_vcpus"], self._config["memory"]["size"]
@@ -280,6 +280,8 @@ class Vmm:
             raise Refused(400, "Error from API", "cpus: boot_vcpus is beyond max_vcpus")
         for each in body["disks"]:
             check(DISK, each, "vm.create.disks")
+        if (body["serial"], body["console"]) != ({"mode": "Tty"}, {"mode": "Off"}):
+            raise Refused(500, "Error from API", "only a serial console on standard output is played here")
         if body["vsock"]["cid"] < 3:
             raise Refused(400, "Error from API", "vsock.cid: below 3")
         self.devices = {each["id"] for each in (*body["disks"], body["vsock"])}

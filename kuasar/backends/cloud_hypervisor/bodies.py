@@ -32,7 +32,6 @@ class Descriptors:
     initrd: int
     root: int
     """The root disk."""
-    console: int
     events: int
     """Where events are appended to."""
     template: int
@@ -57,8 +56,6 @@ class Guest:
     initramfs: str
     root_disk: str
     command_line: str
-    console: str
-    """File that the guest's serial console is written to."""
     vsock: str
     """Path of the unix socket that the VMM makes for hybrid vsock."""
     memory_bytes: int
@@ -95,7 +92,8 @@ def create(guest: Guest) -> dict[str, Any]:
         "memory": memory,
         "disks": [disk(ROOT_DISK, guest.root_disk, read_only=True)],
         "rng": {"src": "/dev/urandom"},
-        "serial": {"mode": "File", "file": guest.console},
+        # Standard output: a file would be cut when the VMM starts the machine anew, and with it the guest's last words.
+        "serial": {"mode": "Tty"},
         "console": {"mode": "Off"},
         "vsock": {"id": VSOCK, "cid": GUEST_CID, "socket": guest.vsock},
     }

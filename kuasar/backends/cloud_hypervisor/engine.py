@@ -33,7 +33,6 @@ class Engine(MicroVm):
     """A pod in a Cloud Hypervisor machine."""
 
     kind: ClassVar[str] = "clh"
-    console_is_appended_to: ClassVar[bool] = False
 
     @classmethod
     async def probe(cls, host: ProbeHost, settings: config.Engine, deadline: float) -> Probe:
@@ -101,7 +100,7 @@ class Engine(MicroVm):
         return True
 
     def _placement(self, spec: MachineSpec) -> Placement:
-        return Placement(spec.log_path, spec.console_path, spec.cgroup, self._user)
+        return Placement(spec.console_path, spec.cgroup, self._user)
 
     # -- control -------------------------------------------------------------------------------------------------------
 
@@ -130,9 +129,8 @@ class Engine(MicroVm):
             await gate
             if end.done:
                 return end.result()
-            words = self._last_words()  # before the VMM begins its console anew
             await self.vmm.kill(time.monotonic() + _KILL_SECONDS)
-            return Ended(255, f"the machine is lost: {lost.result()}: {words}")
+            return Ended(255, f"the machine is lost: {lost.result()}: {self._last_words()}")
         finally:
             end.cancel()
             lost.cancel()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from kuasar.core.aio import Loop
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 1.0
 _LOST = {
     ("vm", "rebooting"): "its guest has reset the machine",
     ("guest", "panic"): "the kernel of its guest has panicked",

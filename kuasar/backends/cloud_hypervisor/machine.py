@@ -7,6 +7,7 @@ the directory of its own that it runs in (``kuasar/backends/jail.py``).
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -34,8 +35,8 @@ _QUIT_SECONDS = 2.0
 class Placement:
     """Where and as whom a machine runs."""
 
-    log_path: str
     console_path: str
+    """The guest's serial console and what the VMM itself says, its standard output and error."""
     cgroup: str = ""
     user: User = ROOT
 
@@ -68,8 +69,12 @@ class Machine:
         state, memory = saved
         self._start(setup, placement, memory)
         source = bodies.path_of(bodies.Descriptors.in_order().template)
-        state.for_clone(with_descriptors(guest)).write(f"{self.jail.directory}/{RESTORED}", source, placement.user)
-        await self.api.put("vm.restore", bodies.restore(RESTORED), deadline=deadline)
+        directory = f"{self.jail.directory}/{RESTORED}"
+        state.for_clone(with_descriptors(guest)).write(directory, source, placement.user)
+        try:
+            await self.api.put("vm.restore", bodies.restore(RESTORED), deadline=deadline)
+        finally:
+            shutil.rmtree(directory)
         await self.api.put("vm.resume", deadline=deadline)
 
     def _start(self, setup: Setup, placement: Placement, template: int | None) -> None:
@@ -84,16 +89,13 @@ class Machine:
             for path in (setup.kernel, setup.initrd, setup.root):
                 fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
                 stack.callback(os.close, fds[-1])
-            console = stack.enter_context(open_log(placement.console_path)).fileno()
-            # It is opened anew by the VMM, as who that is then, and written from the start.
-            os.fchown(console, user.uid, user.gid)
             events = stack.enter_context(open_log(self.events.path)).fileno()
             os.ftruncate(events, 0)
-            fds += [console, events, fds[-1] if template is None else template]
-            log_fd = stack.enter_context(open_log(placement.log_path)).fileno()
+            fds += [events, fds[-1] if template is None else template]
+            console = stack.enter_context(open_log(placement.console_path)).fileno()
             argv = bodies.argv(setup.binary, numbers.api, numbers.events)
             start, place = self._host.start_program, Place(self.jail.directory)
-            self._process.take(partial(start, argv, log_fd, fds, placement.cgroup, user, place))
+            self._process.take(partial(start, argv, console, fds, placement.cgroup, user, place))
 
     async def reconnect(self, deadline: float) -> None:
         """Of a machine that another process started: whether its VMM answers."""
@@ -130,6 +132,5 @@ def with_descriptors(guest: bodies.Guest) -> bodies.Guest:
         kernel=path_of(numbers.kernel),
         initramfs=path_of(numbers.initrd),
         root_disk=path_of(numbers.root),
-        console=path_of(numbers.console),
         vsock=VSOCK_SOCKET,
     )

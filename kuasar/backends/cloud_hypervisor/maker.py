@@ -57,7 +57,7 @@ async def _make(host: MakerHost, setup: Setup, settings: Engine, templates: Temp
     key, guest = key_of(setup, settings), guest_of(setup, settings)
     target = templates.new_directory(key)
     raw = f"{target}/{_RAW}"
-    paths = (f"{host.directory}/log", f"{host.directory}/console")
+    console = f"{host.directory}/console"
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, target, ignore_errors=True)
         stack.callback(machine.disconnect)
@@ -68,7 +68,7 @@ async def _make(host: MakerHost, setup: Setup, settings: Engine, templates: Temp
             directory = os.open(raw, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, directory)
             say(f"booting a machine (Cloud Hypervisor {setup.version}, {guest.memory_bytes >> 20} MiB)")
-            await machine.boot(setup, guest, Placement(*paths, user=user), deadline, template=directory)
+            await machine.boot(setup, guest, Placement(console, user=user), deadline, template=directory)
             agent = await machine.open_channel(deadline)
             boot_seconds = time.monotonic() - started
             say(f"its agent answered after {boot_seconds:.1f} s; the guest cleans up")
@@ -83,7 +83,7 @@ async def _make(host: MakerHost, setup: Setup, settings: Engine, templates: Temp
             say(f"memory: {description.data_bytes / 2**20:.1f} MiB of {guest.memory_bytes / 2**20:.0f} are not zero")
             templates.publish(target, description)
         except KuasarError as exc:
-            raise BackendFailed(f"no template could be made: {exc}; {last_lines(paths)}") from exc
+            raise BackendFailed(f"no template could be made: {exc}; {last_lines((console, console))}") from exc
         finally:
             await machine.quit()
             await process.kill(time.monotonic() + 5.0)

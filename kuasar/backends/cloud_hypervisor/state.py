@@ -1,7 +1,7 @@
 """A machine's state as Cloud Hypervisor writes and reads it: a directory with three files.
 
 ``config.json`` names files and sockets of the machine that was saved, so it is rewritten for each clone: with the old
-ones the clone would write to the template's console and make the template's socket. ``memory-ranges`` is a link to a
+ones the clone would open the template's files and make the template's socket. ``memory-ranges`` is a link to a
 file that the VMM has open.
 """
 
@@ -63,7 +63,6 @@ class State:
             changes = {
                 "payload": {**self.config["payload"], **files},
                 "disks": disks,
-                "serial": {**self.config["serial"], "file": guest.console},
                 "vsock": {**self.config["vsock"], "socket": guest.vsock},
             }
         except (KeyError, TypeError) as exc:

@@ -23,7 +23,6 @@ def guest_of(setup: Setup, settings: Engine) -> Guest:
         initramfs="",
         root_disk="",
         command_line=setup.command_line,
-        console="",
         vsock="",
         memory_bytes=settings.memory_mib << 20,
         max_memory_bytes=settings.max_memory_mib << 20,

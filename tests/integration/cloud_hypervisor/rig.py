@@ -44,11 +44,11 @@ class Rig:
         self._hardware = hardware
         self._binary = binary
         self.settings = Engine(kind="clh", image=str(GUEST_IMAGE), memory_mib=128, max_memory_mib=1024, max_vcpus=2)
-        self.placement = Placement(str(directory / "log"), str(directory / "console"), user=user)
+        self.placement = Placement(str(directory / "console"), user=user)
 
-    def stand_in(self, faults: dict[str, str] | None = None) -> str:
-        """Path of the stand-in with these faults."""
-        settings = {"STANDIN_FAULTS": json.dumps(faults or {})}
+    def stand_in(self, faults: dict[str, str] | None = None, **more: str) -> str:
+        """Path of the stand-in with these faults and ``more`` settings."""
+        settings = {"STANDIN_FAULTS": json.dumps(faults or {}), **more}
         if self._hardware:
             settings["STANDIN_HARDWARE"] = self._hardware
         return install("cloud_hypervisor", self.directory / "program", settings=settings)
@@ -99,3 +99,22 @@ def directory_for_all() -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path)
+
+
+def first_process_of_guest() -> int:
+    """The first process of the only guest whose hardware is below us, as the host numbers it."""
+    for pid in _below(os.getpid()):
+        words = Path(f"/proc/{pid}/status").read_text().partition("NSpid:")[2].partition("\n")[0].split()
+        if len(words) == 2 and words[1] == "1" and "python3.11 -I -S" in _command(pid):
+            return pid
+    raise AssertionError("no guest runs")
+
+
+def _command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+
+
+def _below(pid: int) -> Iterator[int]:
+    for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        yield child
+        yield from _below(child)

@@ -30,7 +30,6 @@ GUEST = bodies.Guest(
     initramfs=os.devnull,
     root_disk=os.devnull,
     command_line="console=ttyS0",
-    console=os.devnull,
     vsock="/run/vsock.sock",
     memory_bytes=128 << 20,
     max_memory_bytes=1024 << 20,

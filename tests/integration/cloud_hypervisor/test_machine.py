@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,16 +13,19 @@ from pathlib import Path
 import pytest
 
 from kuasar.backends.base import ROOT as ROOT_USER
+from kuasar.backends.base import MachineSpec, Stage
 from kuasar.backends.cloud_hypervisor import bodies
 from kuasar.backends.cloud_hypervisor.devices import Devices
+from kuasar.backends.cloud_hypervisor.engine import Engine
 from kuasar.backends.cloud_hypervisor.events import Event
 from kuasar.backends.cloud_hypervisor.machine import API_SOCKET, VSOCK_SOCKET
 from kuasar.backends.cloud_hypervisor.state import MEMORY, State
 from kuasar.backends.cloud_hypervisor.template import guest_of
+from kuasar.backends.microvm import ANNOTATION_SHARED_FS
 from kuasar.backends.sizes import Size
 from kuasar.core.errors import BackendFailed, DeadlineExceeded, KuasarError, Unavailable
 from tests.deadline import eventually
-from tests.integration.cloud_hypervisor.rig import SECONDS, USER, Rig, directory_for_all
+from tests.integration.cloud_hypervisor.rig import SECONDS, USER, Rig, directory_for_all, first_process_of_guest
 from tests.needs import IMAGE, ROOT
 
 pytestmark = [ROOT, IMAGE]
@@ -99,23 +104,9 @@ def test_a_guest_that_resets_its_machine_is_told(rig: Rig) -> None:
     rig.boot()
     rig.connect().close()
     assert rig.machine.events.read()[-1] == Event("vm", "booted")
-    children = Path("/proc/self/task/" + str(os.getpid()) + "/children")
-    init = _first_process(int(each) for each in children.read_text().split())
-    os.kill(init, 9)
+    os.kill(first_process_of_guest(), signal.SIGKILL)
     lost = rig.loop.run(rig.loop.wait_for(rig.machine.events.until_lost(), time.monotonic() + SECONDS))
     assert lost == "its guest has reset the machine"
-
-
-def _first_process(pids: Iterator[int]) -> int:
-    """The first process of the only pid namespace below ours."""
-    for pid in pids:
-        words = Path(f"/proc/{pid}/status").read_text().partition("NSpid:")[2].partition("\n")[0].split()
-        if len(words) == 2 and words[1] == "1":
-            return pid
-        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        if found := _first_process(int(each) for each in below):
-            return found
-    return 0
 
 
 # -- saved machines ----------------------------------------------------------------------------------------------------
@@ -136,7 +127,7 @@ def test_a_saved_machine_goes_on_as_another(rig: Rig) -> None:
     rig.put("vm.pause")
     rig.put("vm.snapshot", bodies.snapshot(bodies.path_of(bodies.Descriptors.in_order().template)))
     rig.end()
-    (rig.directory / "console").write_text("kept")
+    console = (rig.directory / "console").read_text()
     state = State.unpack(State.read(str(raw)).pack())
     memory = os.open(raw / MEMORY, os.O_RDONLY)
     try:
@@ -153,10 +144,11 @@ def test_a_saved_machine_goes_on_as_another(rig: Rig) -> None:
         {"time_ns": time.time_ns(), "entropy": bytes(64), "machine_id": "7" * 32, "hostname": "clone"},
     )
     assert proof["hostname"] == "clone"
+    assert (rig.directory / "console").read_text().startswith(console)
     client.close()
     config = rig.loop.run(rig.machine.api.get("vm.info"))["config"]
     numbers = bodies.Descriptors.in_order()
-    assert config["serial"]["file"] == bodies.path_of(numbers.console)
+    assert config["disks"][0]["path"] == bodies.path_of(numbers.root)
     assert config["vsock"]["socket"] == VSOCK_SOCKET
 
 
@@ -215,6 +207,35 @@ def test_a_vmm_that_is_root_s_may_do_it(rig: Rig) -> None:
         as_root.boot()
         eventually((directory / "vmm" / VSOCK_SOCKET).exists, "the vsock's socket")
         as_root.close()
+
+
+def test_without_an_agent_the_power_button_comes_first(deaf: Rig) -> None:
+    """Our guest does not listen to it: then the VMM is asked, and killed at last."""
+    journal = deaf.directory / "journal"
+    journal.touch()
+    journal.chmod(0o666)
+    settings = replace(deaf.settings, binary=deaf.stand_in(STANDIN_JOURNAL=str(journal)), template=False)
+    engine = Engine(deaf.host, settings)
+    spec = MachineSpec(
+        sandbox_id="pod1",
+        hostname="pod1",
+        netns="",
+        cgroup="",
+        host_pid=False,
+        host_ipc=False,
+        log_path=str(deaf.directory / "log"),
+        console_path=str(deaf.directory / "console"),
+        annotations={ANNOTATION_SHARED_FS: "none"},
+    )
+    try:
+        deaf.loop.run(engine.launch(spec, time.monotonic() + SECONDS))
+        assert deaf.loop.run(engine.stop(0.2, None)) is Stage.KILLED
+        asked = [json.loads(line)["call"] for line in journal.read_text().splitlines()]
+        assert asked == ["PUT vm.create", "PUT vm.boot", "PUT vm.power-button", "PUT vmm.shutdown"]
+        assert deaf.loop.run(engine.stop(0.2, None)) is Stage.GONE
+    finally:
+        deaf.loop.run(engine.vmm.kill(time.monotonic() + SECONDS))
+        deaf.loop.run(engine.release())
 
 
 def test_asking_what_is_gone_to_quit_is_harmless(deaf: Rig) -> None:

@@ -28,6 +28,7 @@ from kuasar.backends.sizes import Size
 from kuasar.backends.sockets import listen
 from kuasar.core.errors import BackendFailed, KuasarError
 from kuasar.core.taps import close_all, open_tap
+from tests.deadline import eventually
 from tests.integration.cloud_hypervisor.rig import SECONDS, USER, Rig, directory_for_all
 from tests.integration.net.wires import Namespace
 from tests.needs import IMAGE, ROOT
@@ -71,7 +72,7 @@ def test_a_machine_boots_from_what_it_inherits(rig: Rig) -> None:
     assert info["state"] == "Running"
     assert {"root", "vsock"} <= info["device_tree"].keys()
     assert Path(rig.machine.jail.directory, VSOCK_SOCKET).is_socket()
-    assert Event("vm", "booted") in rig.machine.events.read()
+    eventually(lambda: Event("vm", "booted") in rig.machine.events.read(), "the event monitor tells")
 
 
 def test_nothing_goes_before_its_machine(rig: Rig) -> None:
@@ -138,8 +139,7 @@ def test_a_share_of_the_true_virtiofsd(rig: Rig) -> None:
 def test_a_machine_grows(rig: Rig) -> None:
     rig.boot()
     rig.loop.run(Devices(rig.loop, rig.machine).resize(Size(2, 256 << 20), deadline()))
-    names = [event.name for event in rig.machine.events.read()]
-    assert names[-2:] == ["resizing", "resized"]
+    eventually(lambda: rig.machine.events.read()[-1] == Event("vm", "resized"), "the event monitor tells")
     with pytest.raises(BackendFailed, match=r"vm\.resize: .*\(HTTP \d+\)"):
         rig.loop.run(Devices(rig.loop, rig.machine).resize(Size(99, 256 << 20), deadline()))
 

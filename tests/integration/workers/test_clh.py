@@ -16,7 +16,7 @@ import pytest
 
 from kuasar.core.errors import KuasarError
 from tests import needs
-from tests.integration.cloud_hypervisor.rig import directory_for_all
+from tests.integration.cloud_hypervisor.rig import directory_for_all, first_process_of_guest
 from tests.integration.net.wires import Namespace
 from tests.integration.workers.rig import Rig, rig, run
 from tests.standins.guest.server import running_hardware
@@ -198,6 +198,62 @@ def test_pods_start_as_clones_of_a_template(node: Node) -> None:
             assert (templates / f"{template.name}.bad").is_dir()
             await r.until(lambda: made(templates), seconds=120.0)
             await node.end(r)
+
+    scenario(work())
+
+
+def test_a_machine_that_its_guest_resets_is_no_pod_any_more(node: Node) -> None:
+    """As a kernel does that panics: the VMM starts it anew, without an identity."""
+
+    async def work() -> None:
+        async with node.rig() as r:
+            await r.call("sandbox.start")
+            os.kill(first_process_of_guest(), signal.SIGKILL)
+            await r.call("sandbox.wait", key="")
+            reason = (await r.call("sandbox.status", key="", verbose=True))["info"]["reason"]
+            assert "the machine is lost: its guest has reset the machine" in reason
+            assert "kuasar-guest: ready" in reason, "the last lines of its console"
+            await node.end(r)
+
+    scenario(work())
+
+
+def test_a_root_file_system_in_a_file_is_a_disk(node: Node) -> None:
+    async def work() -> None:
+        async with node.rig() as r:
+            await r.call("sandbox.start")
+            bundle = r.bundle("c1", "echo written >/kept; exit 3")
+            image = r.root / "image"
+            command = ["mkfs.ext4", "-q", "-F", "-d", f"{bundle}/image", str(image), "16M"]
+            subprocess.run(command, check=True, timeout=60)
+            for status in (3, 3):  # plugged in, out, and in again
+                rootfs = [{"type": "ext4", "source": str(image), "target": "", "options": ["rw", "loop"]}]
+                await r.create_container("c1", "echo written >/kept; exit 3", rootfs=rootfs)
+                assert r.record()["machine"]["lent"]["c1"]
+                await r.call("task.start", id="c1", exec_id="")
+                assert (await r.call("task.wait", key="", id="c1", exec_id=""))["exit_status"] == status
+                await r.call("task.delete", id="c1", exec_id="")
+            assert sorted(os.listdir(r.directory / "vmm")) == ["virtiofsd.sock", "vsock.sock"]
+            shown = subprocess.run(["debugfs", "-R", "cat /kept", str(image)], capture_output=True, check=True)
+            assert shown.stdout == b"written\n"
+            await node.end(r)
+
+    scenario(work())
+
+
+def test_what_a_machine_does_not_have_is_refused_by_name(node: Node) -> None:
+    async def work() -> None:
+        async with node.rig() as r:
+            await r.call("sandbox.start")
+            await r.create_container("c1", "sleep 3600")
+            with pytest.raises(KuasarError, match="checkpoint"):
+                await r.call("task.checkpoint", id="c1", path="/tmp/x", options={})
+            await node.end(r)
+            r.rename("pod2")
+            await r.start_worker()
+            pod = {"name": "pod2", "hostname": "pod2", "host_network": True}
+            with pytest.raises(KuasarError, match=r"host's network.*a virtual machine has a kernel of its own"):
+                await r.create(engine="clh", config=pod)
 
     scenario(work())
 

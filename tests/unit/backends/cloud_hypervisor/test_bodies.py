@@ -17,7 +17,6 @@ GUEST = bodies.Guest(
     initramfs="/image/initrd",
     root_disk="/image/root.img",
     command_line="console=ttyS0 quiet",
-    console="/log/s.console.log",
     vsock="/run/s/vsock.sock",
     memory_bytes=128 << 20,
     max_memory_bytes=2048 << 20,
@@ -46,7 +45,7 @@ GOLDEN: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
                 {"id": "root", "serial": "root", "path": "/image/root.img", "readonly": True, "image_type": "Raw"}
             ],
             "rng": {"src": "/dev/urandom"},
-            "serial": {"mode": "File", "file": "/log/s.console.log"},
+            "serial": {"mode": "Tty"},
             "console": {"mode": "Off"},
             "vsock": {"id": "vsock", "cid": 3, "socket": "/run/s/vsock.sock"},
         },
@@ -97,8 +96,8 @@ def test_a_machine_that_cannot_grow_has_no_room_for_memory() -> None:
 
 
 def test_argv() -> None:
-    words = ["--api-socket", "fd=3", "--event-monitor", "fd=8", "--seccomp", "true"]
-    assert bodies.argv("/opt/ch", 3, 8) == ["/opt/ch", *words]
+    words = ["--api-socket", "fd=3", "--event-monitor", "fd=7", "--seccomp", "true"]
+    assert bodies.argv("/opt/ch", 3, 7) == ["/opt/ch", *words]
 
 
 @pytest.mark.parametrize("said, version", [("cloud-hypervisor v50.0.0\n", "50.0.0"), ("cloud-hypervisor 51.1", "51.1")])

@@ -16,7 +16,7 @@ from kuasar.core.errors import BackendFailed
 from tests.unit.backends.cloud_hypervisor.test_bodies import GUEST
 
 SAVED = State({**bodies.create(GUEST), "more": 1}, '{"id": "vm"}')
-OTHER = replace(GUEST, kernel="/k", initramfs="/i", root_disk="/r", console="/c", vsock="v.sock")
+OTHER = replace(GUEST, kernel="/k", initramfs="/i", root_disk="/r", vsock="v.sock")
 US = User(os.getuid(), os.getgid())
 
 
@@ -44,7 +44,7 @@ def test_a_damaged_state_is_refused(data: bytes) -> None:
         State.unpack(data)
 
 
-@pytest.mark.parametrize("name", ["disks", "serial", "vsock", "payload"])
+@pytest.mark.parametrize("name", ["disks", "vsock", "payload"])
 def test_what_a_configuration_lacks_is_named(name: str) -> None:
     config = {key: value for key, value in SAVED.config.items() if key != name}
     with pytest.raises(BackendFailed, match=f"the template's configuration has no '{name}'"):
