@@ -292,6 +292,11 @@ class MicroVm(Backend):
         if wrong:
             raise BackendFailed(f"the machine is not fit for the pod: {'; '.join(wrong)}")
 
+    async def _ask_agent(self, op: str, body: Mapping[str, Any], deadline: float | None) -> Any:
+        if self._agent is None:
+            raise Unavailable(f"{op}: the machine's agent is not connected")
+        return await self._agent.call(op, dict(body), deadline=deadline)
+
     async def resize(self, vcpus: int, memory_bytes: int, deadline: float | None) -> None:
         await self._fit(vcpus, memory_bytes, time.monotonic() + 30.0 if deadline is None else deadline)
 

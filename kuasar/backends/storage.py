@@ -25,7 +25,7 @@ import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from kuasar.backends.base import Lent
 from kuasar.backends.share import Share, erofs_images, mounts_of_host, require_shareable
@@ -282,7 +282,7 @@ def _is_read_only(spec: dict[str, Any], number: tuple[Any, Any]) -> bool:
 class Storage:
     """Does what plans say. ``share`` is None for a machine that shares no directory with its host."""
 
-    layers_are_disks: ClassVar[bool] = True
+    layers_are_disks = True
     """Whether layers that the host has mounted are plugged in one by one where there is no share."""
 
     def __init__(self, directory: str, share: Share | None, disks: Disks) -> None:

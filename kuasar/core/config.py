@@ -165,7 +165,7 @@ class Engine:
     vhost_device_vsock: str = "vhost-device-vsock"
     """Name or path of that daemon."""
     mkfs_erofs: str = "mkfs.erofs"
-    """``firecracker``: the program that packs root file systems of directories."""
+    """The program that packs root file systems of directories, for machines that share none."""
     vmm_user: str = "own"
     """As whom the program of a machine runs: ``own``, an unprivileged user for each sandbox, or ``root``."""
     machine: str = "q35"

@@ -140,6 +140,26 @@ def test_root_file_systems_of_erofs_layers(node: Node) -> None:
     assert pod.run_idle("third").sh("grep -c root /etc/group").strip() == "1"
 
 
+@pytest.mark.parametrize(("handler", "disks"), [("kuasar-qemu-erofs", "layer"), ("kuasar-qemu", "packed")])
+def test_a_pod_that_shares_nothing_with_its_host(node: Node, handler: str, disks: str, tmp_path: Path) -> None:
+    """Its memory is a private view of its template; layers of the erofs snapshotter are disks, directories are packed
+    into one; the pod's files and what is only read are copies."""
+    (tmp_path / "greeting").write_text("copied")
+    pod = node.pod(handler=handler, annotations={"io.kuasar/shared-fs": "none"})
+    container = pod.run_idle(mounts=[bind(str(tmp_path / "greeting"), "/greeting", readonly=True)])
+    assert info(pod)["start"].startswith("clone of template "), disks
+    assert "virtiofs" not in container.sh("cat /proc/mounts")
+    assert container.sh("awk '$2 == \"/\" {print $3}' /proc/mounts").strip() == "overlay"
+    assert pod.id[:1] and pod.config.hostname in container.sh("cat /etc/hosts /etc/hostname")
+    assert container.sh("cat /greeting") == "copied"
+    container.sh("echo mine > /root/mine; rm /etc/group; ! test -e /etc/group")
+    second = pod.run_idle("second")
+    assert second.sh("ls /root; grep -c root /etc/group").strip() == "1"
+    container.remove()
+    with pytest.raises(CriError, match="no directory of this qemu machine is shared with its host"):
+        pod.run_idle("writer", mounts=[bind(str(tmp_path), "/there")])
+
+
 @contextmanager
 def hugetlbfs(path: Path) -> Iterator[Path]:
     """An emptyDir of huge pages as the kubelet makes it."""

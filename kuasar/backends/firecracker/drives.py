@@ -8,15 +8,12 @@ and what they hold is exchanged: ``PATCH /drives``, then the guest is asked whet
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
 
 from kuasar.backends.base import Host
 from kuasar.backends.firecracker import bodies
 from kuasar.backends.firecracker.machine import Machine
+from kuasar.backends.unshared.copying import AskAgent
 from kuasar.core.errors import ResourceExhausted
-
-AskAgent = Callable[[str, Mapping[str, Any], float | None], Awaitable[Any]]
 
 
 class Drives:

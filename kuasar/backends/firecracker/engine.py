@@ -6,20 +6,16 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import Capability, Host, MachineSpec
 from kuasar.backends.boot_setup import Setup
 from kuasar.backends.firecracker import bodies
-from kuasar.backends.firecracker.copying import copy_tree
 from kuasar.backends.firecracker.drives import Drives
 from kuasar.backends.firecracker.facts import find_setup
 from kuasar.backends.firecracker.machine import Machine, Placement
-from kuasar.backends.firecracker.packing import Packer
-from kuasar.backends.firecracker.storage import DiskStorage
 from kuasar.backends.firecracker.template import MAC, guest_of, key_of, why_not
 from kuasar.backends.microvm import MicroVm
 from kuasar.backends.probing import Probe, ProbeHost
@@ -27,12 +23,14 @@ from kuasar.backends.share import Share
 from kuasar.backends.sizes import Size, size_for
 from kuasar.backends.storage import Storage
 from kuasar.backends.template import Template, Templates
+from kuasar.backends.unshared.copying import copy_tree
+from kuasar.backends.unshared.packing import Packer
+from kuasar.backends.unshared.storage import DiskStorage
 from kuasar.backends.users import vmm_user
 from kuasar.core import config, log
-from kuasar.core.errors import KuasarError, Unavailable
+from kuasar.core.errors import KuasarError
 
 _VERSION_SECONDS = 10.0
-_PACKING = "pack-"
 
 
 class Engine(MicroVm):
@@ -128,11 +126,6 @@ class Engine(MicroVm):
         await copy_tree(self._ask_agent, f"{self.host.directory}/files", "files", "files", deadline)
         self.host.lap("copies")
 
-    async def _ask_agent(self, op: str, body: Mapping[str, Any], deadline: float | None) -> Any:
-        if self._agent is None:
-            raise Unavailable(f"{op}: the machine's agent is not connected")
-        return await self._agent.call(op, dict(body), deadline=deadline)
-
     # -- control -------------------------------------------------------------------------------------------------------
 
     async def reconnect(self, deadline: float) -> None:
@@ -145,10 +138,7 @@ class Engine(MicroVm):
         """Firecracker has no such request."""
 
     async def disconnect(self) -> None:
-        for kind, path in self.host.holdings():
-            name = os.path.basename(path)
-            if kind == "mount" and name.startswith(_PACKING):
-                self._packer.unmount(name.removeprefix(_PACKING))
+        self._packer.unmount_all()
         self._machine.disconnect()
 
     async def pause(self) -> None:
@@ -160,7 +150,14 @@ class Engine(MicroVm):
     # -- devices -------------------------------------------------------------------------------------------------------
 
     def _make_storage(self) -> Storage:
-        return DiskStorage(self.host, self, self._packer, self._ask_agent)
+        return DiskStorage(
+            self.host,
+            self.kind,
+            self,
+            self._packer,
+            self._ask_agent,
+            layers_are_disks=False,  # there are few drives
+        )
 
     async def attach_share(self, share: Share, deadline: float) -> None:
         self.refuse(Capability.ATTACH)

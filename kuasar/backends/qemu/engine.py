@@ -19,7 +19,11 @@ from kuasar.backends.qemu.facts import Setup, find_setup
 from kuasar.backends.qemu.machine import Machine, Placement
 from kuasar.backends.share import Share
 from kuasar.backends.sizes import Size
+from kuasar.backends.storage import Storage
 from kuasar.backends.template import Template, Templates
+from kuasar.backends.unshared.copying import copy_tree
+from kuasar.backends.unshared.packing import Packer
+from kuasar.backends.unshared.storage import DiskStorage
 from kuasar.backends.users import user_of
 from kuasar.core import config, log
 from kuasar.core.errors import KuasarError, ResourceExhausted
@@ -51,6 +55,7 @@ class Engine(MicroVm):
     def __init__(self, host: Host, settings: config.Engine) -> None:
         super().__init__(host, settings)
         self._machine = Machine(host, self.vmm, self._on_event)
+        self._packer = Packer(host, settings.mkfs_erofs, settings.cache_dir)
         self._devices = Devices(host, self._machine, settings.device_ports, settings.huge_pages)
 
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
@@ -126,6 +131,7 @@ class Engine(MicroVm):
         await self._machine.quit()
 
     async def disconnect(self) -> None:
+        self._packer.unmount_all()
         await self._machine.disconnect()
 
     async def pause(self) -> None:
@@ -133,6 +139,19 @@ class Engine(MicroVm):
 
     async def resume(self) -> None:
         await self._machine.monitor.execute("cont")
+
+    # -- without a share -----------------------------------------------------------------------------------------------
+
+    async def settle(self, agent: AgentClient, spec: MachineSpec, deadline: float) -> None:
+        await super().settle(agent, spec, deadline)
+        if self.host.machine.get("shared_fs") == "none":
+            await copy_tree(self._ask_agent, f"{self.host.directory}/files", "files", "files", deadline)
+            self.host.lap("copies")
+
+    def _make_storage(self) -> Storage:
+        if self.host.machine.get("shared_fs") != "none":
+            return super()._make_storage()
+        return DiskStorage(self.host, self.kind, self, self._packer, self._ask_agent, layers_are_disks=True)
 
     # -- devices -------------------------------------------------------------------------------------------------------
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from kuasar.agent import kernel
-from kuasar.backends.firecracker.packing import Packed, Packer
 from kuasar.backends.making import MakerHost
+from kuasar.backends.unshared.packing import Packed, Packer
 from kuasar.core.aio import Loop
 from kuasar.core.errors import BackendFailed
 from tests.needs import ROOT

@@ -54,6 +54,20 @@ def make(templates: Templates) -> None:
     templates.publish(directory, description)
 
 
+def test_a_memory_that_can_only_be_mapped_is_filled_with_the_same(templates: Templates) -> None:
+    make(templates)
+    template = templates.find(KEY)
+    assert template is not None
+    source, target = memory(0, 1, 7, 63), os.memfd_create("test")
+    try:
+        os.ftruncate(target, SIZE)
+        template.fill_huge_pages(target)
+        assert os.pread(target, SIZE, 0) == os.pread(source, SIZE, 0)
+    finally:
+        os.close(source)
+        os.close(target)
+
+
 def test_what_is_zero_is_a_hole_and_a_copy_is_equal(templates: Templates) -> None:
     make(templates)
     template = templates.find(KEY)

@@ -12,9 +12,9 @@ import pytest
 from kuasar.agent.guest.copies import Copies
 from kuasar.agent.requests import Body
 from kuasar.backends.base import Lent
-from kuasar.backends.firecracker.packing import Packer
-from kuasar.backends.firecracker.storage import DiskStorage
 from kuasar.backends.making import MakerHost
+from kuasar.backends.unshared.packing import Packer
+from kuasar.backends.unshared.storage import DiskStorage
 from kuasar.core.aio import Loop
 from kuasar.core.errors import BackendFailed, KuasarError, Unimplemented
 
@@ -39,7 +39,7 @@ class Bench:
         mkfs.write_text('#!/bin/sh\necho "image of $3" >"$2"\n')
         mkfs.chmod(0o755)
         packer = Packer(self.host, str(mkfs), str(directory / "cache"))
-        self.storage = DiskStorage(self.host, self, packer, self.ask)
+        self.storage = DiskStorage(self.host, "odd", self, packer, self.ask, layers_are_disks=False)
 
     async def ask(self, op: str, body: Mapping[str, Any], deadline: float | None) -> Any:
         {"guest.write": self._copies.write, "guest.remove": self._copies.remove}[op](Body(dict(body)))
@@ -137,7 +137,7 @@ def test_a_directory_that_may_be_written_is_refused_with_the_ways_out(bench: Ben
     data.mkdir()
     with pytest.raises(Unimplemented, match=r"mounts\[0\]\.source: .*/data .*read-only.*emptyDir.*block volume") as no:
         bench.lend(bind(data, "rw"))
-    assert (no.value.engine, no.value.capability) == ("firecracker", "shared-directory")
+    assert (no.value.engine, no.value.capability) == ("odd", "shared-directory")
     assert bench.disks == {}
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
-from kuasar.backends.firecracker.drives import AskAgent
 from kuasar.core import log
 from kuasar.core.errors import Unimplemented, wrap
 
+AskAgent = Callable[[str, Mapping[str, Any], float | None], Awaitable[Any]]
 MOST_BYTES = 32 * 1024 * 1024
 """Of one source: it is memory of the guest."""
 MOST_ENTRIES = 8192
@@ -45,7 +45,7 @@ async def copy_tree(ask_agent: AskAgent, source: str, name: str, field: str, dea
 def _too_large(field: str, source: str) -> Unimplemented:
     return Unimplemented(
         f"{field}: {source} has more than {MOST_BYTES >> 20} MiB or {MOST_ENTRIES} entries, too much to be copied into "
-        "a Firecracker machine, which shares no directory with its host: use a block volume, or another engine",
+        "a machine that shares no directory with its host: use a block volume, or another engine",
         engine="firecracker",
         capability="shared-directory",
         field=field,

@@ -16,25 +16,27 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any
 
 from kuasar.backends.base import Host, Lent
-from kuasar.backends.firecracker.copying import copy_tree
-from kuasar.backends.firecracker.drives import AskAgent
-from kuasar.backends.firecracker.packing import Packed, Packer
 from kuasar.backends.storage import EMPTY_DIR, Disks, Plan, Storage, container_name, disk_serial
+from kuasar.backends.unshared.copying import AskAgent, copy_tree
+from kuasar.backends.unshared.packing import Packed, Packer
 from kuasar.core.errors import KuasarError, Unavailable, Unimplemented
 
 _ROOT = "rootfs"
 
 
 class DiskStorage(Storage):
-    """See above. ``ask_agent`` makes and removes copies."""
+    """See above, for a machine of engine ``engine``. ``ask_agent`` makes and removes copies. ``layers_are_disks``:
+    whether layers that the host has mounted are plugged in one by one, or packed as other directories are."""
 
-    layers_are_disks: ClassVar[bool] = False  # there are few drives: packed into one
-
-    def __init__(self, host: Host, disks: Disks, packer: Packer, ask_agent: AskAgent) -> None:
+    def __init__(
+        self, host: Host, engine: str, disks: Disks, packer: Packer, ask_agent: AskAgent, *, layers_are_disks: bool
+    ) -> None:
         super().__init__(host.directory, None, disks)
+        self._engine = engine
+        self.layers_are_disks = layers_are_disks
         self._packer = packer
         self._ask_agent = ask_agent
         self._passing: dict[str, Packed] = {}
@@ -66,7 +68,7 @@ class DiskStorage(Storage):
                 continue
             index = int(name.rpartition("/m")[2])
             if not read_only and _is_directory(source):
-                planned.spec["mounts"][index] = _volume(planned.spec["mounts"][index], source, index)
+                planned.spec["mounts"][index] = _volume(self._engine, planned.spec["mounts"][index], source, index)
             else:
                 await copy_tree(self._ask_agent, source, name, f"mounts[{index}].source", deadline)
 
@@ -96,11 +98,12 @@ def _is_directory(path: str) -> bool:
     return os.path.isdir(path)
 
 
-def _volume(mount: dict[str, Any], source: str, index: int) -> dict[str, Any]:
+def _volume(engine: str, mount: dict[str, Any], source: str, index: int) -> dict[str, Any]:
     """A directory that may be written, where that is possible: memory of the guest instead of an emptyDir."""
     match = EMPTY_DIR.search(source)
     if match is None:
         raise refused(
+            engine,
             f"mounts[{index}].source",
             f"{source} is a directory that the container may write, at {mount.get('destination')}",
         )
@@ -108,12 +111,12 @@ def _volume(mount: dict[str, Any], source: str, index: int) -> dict[str, Any]:
     return {**mount, "type": "tmpfs", "source": f"volume:{match[1]}", "options": kept}
 
 
-def refused(field: str, what: str) -> KuasarError:
+def refused(engine: str, field: str, what: str) -> KuasarError:
     """The error for what would need a directory in common, with the ways out."""
     return Unimplemented(
-        f"{field}: {what}, and no directory of a Firecracker machine is shared with its host: mount it read-only (it "
+        f"{field}: {what}, and no directory of this {engine} machine is shared with its host: mount it read-only (it "
         "is copied), use an emptyDir or a block volume, or another engine",
-        engine="firecracker",
+        engine=engine,
         capability="shared-directory",
         field=field,
     )

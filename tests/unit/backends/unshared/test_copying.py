@@ -11,7 +11,7 @@ import pytest
 
 from kuasar.agent.guest.copies import Copies
 from kuasar.agent.requests import Body
-from kuasar.backends.firecracker import copying
+from kuasar.backends.unshared import copying
 from kuasar.core.aio import Loop
 from kuasar.core.errors import BackendFailed, Unimplemented
 

@@ -35,6 +35,9 @@ class Packed:
     """Whether others will use it, too; if not, the caller removes it."""
 
 
+_MOUNT = "pack-"
+
+
 class Packer:
     """Makes images for the sandbox of ``host`` with the program ``mkfs``."""
 
@@ -69,7 +72,7 @@ class Packer:
         self, program: str, container_id: str, stack: Sequence[Any], directory: str, path: str, deadline: float | None
     ) -> None:
         started = time.monotonic()
-        target = f"{self._host.directory}/pack-{container_id}"
+        target = f"{self._host.directory}/{_MOUNT}{container_id}"
         part = f"{path}.new-{os.getpid()}"
         if stack:
             self._host.acquiring("mount", target)
@@ -94,7 +97,7 @@ class Packer:
 
     def unmount(self, container_id: str) -> None:
         """Free what packing has mounted; harmless to repeat."""
-        target = f"{self._host.directory}/pack-{container_id}"
+        target = f"{self._host.directory}/{_MOUNT}{container_id}"
         if not os.path.isdir(target):
             return
         mounts.unmount_rootfs(target, f"{target}.layers")
@@ -104,6 +107,13 @@ class Packer:
                     os.rmdir(f"{path}/{name}")
                 os.rmdir(path)
         self._host.released("mount", target)
+
+    def unmount_all(self) -> None:
+        """The same for all of the sandbox, by its record."""
+        for kind, path in self._host.holdings():
+            name = os.path.basename(path)
+            if kind == "mount" and name.startswith(_MOUNT):
+                self.unmount(name.removeprefix(_MOUNT))
 
     def _prune(self) -> None:
         """Images that nobody has asked for lately, and what was left unfinished; a machine that has one keeps it."""
