@@ -16,6 +16,7 @@ from kuasar.cli.ctl.measuring import LABEL
 from tests.deadline import eventually
 from tests.e2e.engines import BUSYBOX, OURS, SHELL
 from tests.e2e.harness import Node
+from tests.interrupts import INTERRUPTIBLE
 
 pytestmark = pytest.mark.needs(OURS, SHELL)
 SECONDS = 240.0
@@ -64,7 +65,7 @@ def test_what_fails_is_told_and_removed(node: Node) -> None:
 
 def test_an_interrupted_one_cleans_up(node: Node) -> None:
     with subprocess.Popen(
-        argv(node, "-n", "200", "-c", "3"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*INTERRUPTIBLE, *argv(node, "-n", "200", "-c", "3")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         eventually(lambda: pods(node), "it has begun")
         process.send_signal(signal.SIGINT)
@@ -76,7 +77,7 @@ def test_an_interrupted_one_cleans_up(node: Node) -> None:
 
 def test_the_next_one_removes_what_a_killed_one_left(node: Node) -> None:
     with subprocess.Popen(
-        argv(node, "-n", "200", "-c", "3"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*INTERRUPTIBLE, *argv(node, "-n", "200", "-c", "3")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         eventually(lambda: pods(node), "it has begun")
         process.kill()

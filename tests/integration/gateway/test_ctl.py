@@ -17,6 +17,7 @@ import pytest
 from kuasar.api.gen.kuasar.admin.v1 import admin_pb2 as pb
 from tests import needs
 from tests.integration.gateway.node import SECONDS, Node, running
+from tests.interrupts import INTERRUPTIBLE
 
 pytestmark = needs.ROOT
 IMAGE = needs.GUEST_IMAGE
@@ -98,7 +99,7 @@ def test_log_levels_are_changed_in_running_processes(node: Node) -> None:
 
 
 def test_events_are_followed(node: Node) -> None:
-    argv = [*ARGV, "--config", node.toml, "events", "-f", "--json"]
+    argv = [*INTERRUPTIBLE, *ARGV, "--config", node.toml, "events", "-f", "--json"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+from tests.interrupts import INTERRUPTIBLE
 from tests.unit.cli.ctl.node_files import Files
 
 
@@ -13,8 +14,19 @@ def test_what_is_appended_is_shown_at_once_and_rotation_is_followed(files: Files
     files.sandbox("abc", "web")
     path = files.root / "l" / "sandboxes" / "abc.log"
     path.write_text("old\nlast\n")
-    argv = ["env", "--default-signal=INT"]  # a shell's background jobs ignore it, and so would this
-    argv += [sys.executable, "-m", "kuasar.cli.ctl.main", "--config", str(files.config), "logs", "web", "-f", "-n", "1"]
+    argv = [
+        *INTERRUPTIBLE,
+        sys.executable,
+        "-m",
+        "kuasar.cli.ctl.main",
+        "--config",
+        str(files.config),
+        "logs",
+        "web",
+        "-f",
+        "-n",
+        "1",
+    ]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
