@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 
@@ -53,8 +54,9 @@ def _pod_processes(stack: Stack) -> Iterable[tuple[int, str]]:
         try:
             with open(f"{directory}/cgroup.procs", encoding="ascii") as file:
                 found |= {int(pid): f"in {directory}" for pid in file}
-        except FileNotFoundError:
-            continue
+        except OSError as exc:
+            if exc.errno not in (errno.ENOENT, errno.ENODEV):  # it is gone, or goes while it is read
+                raise
     return [(pid, title) for pid, title in found.items() if not any(name in f"{title} " for name in _PROGRAMS)]
 
 
