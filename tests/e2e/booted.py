@@ -207,7 +207,6 @@ def booted_node() -> Iterator[BootedNode]:
         stack.callback(_remove_cgroup, cgroup)
         stack.enter_context(_unshared(directory, cgroup))
         node = BootedNode(directory, _process_1(directory))
-        stack.callback(_kill, node.pid)
         eventually(
             node.overall,
             "systemd has started everything",
@@ -261,19 +260,25 @@ def _unshared(directory: str, cgroup: str) -> Iterator[None]:
         try:
             yield
         finally:
-            waiting.kill()
+            # process 1 of the node: with it the kernel ends all others, and then the one who waits for it ends
+            for pid in _children(waiting.pid) or [waiting.pid]:
+                os.kill(pid, signal.SIGKILL)
+            waiting.wait(BOOT_SECONDS)
+
+
+def _children(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return [int(word) for word in file.read().split()]
 
 
 def _process_1(directory: str) -> int:
     with open(f"{directory}/waiting", encoding="ascii") as file:
-        waiting = file.read()
+        waiting = int(file.read())
 
     def child() -> int:
-        with open(f"/proc/{waiting}/task/{waiting}/children", encoding="ascii") as file:
-            children = file.read().split()
-        if children:
-            with open(f"/proc/{children[0]}/comm", encoding="ascii") as file:
-                return int(children[0]) if file.read().strip() == "systemd" else 0
+        for pid in _children(waiting):
+            with open(f"/proc/{pid}/comm", encoding="ascii") as file:
+                return pid if file.read().strip() == "systemd" else 0
         return 0
 
     try:
@@ -281,12 +286,6 @@ def _process_1(directory: str) -> int:
     except (AssertionError, OSError) as exc:
         with open(f"{directory}/console", encoding="utf-8", errors="replace") as console:
             raise AssertionError(f"the node does not boot:\n{console.read()}") from exc
-
-
-def _kill(pid: int) -> None:
-    """systemd, and with process 1 the kernel ends all others."""
-    os.kill(pid, signal.SIGKILL)
-    eventually(lambda: not os.path.exists(f"/proc/{pid}/ns/pid"), "the node has ended", timeout=BOOT_SECONDS)
 
 
 def _make_cgroup(name: str) -> list[str]:
