@@ -45,24 +45,31 @@ def _source(words: list[str]) -> str:
 def show(server: int, source: str, guest: int, target: str) -> None:
     """Mount what process ``server`` serves on ``target`` as process ``guest`` sees it; what the host mounts there later
     appears, too. Changes the caller's mount namespace for good: call it in a process of its own."""
-    _wait_until_shut_in(server, source)
-    theirs = os.open(f"/proc/{server}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     guests = os.open(f"/proc/{guest}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    setns(theirs, kernel.CLONE_NEWNS)
+    _enter(server, os.stat(source))
     tree = _checked(_libc.syscall(_OPEN_TREE, _AT_FDCWD, b"/", _CLONE | _CLOEXEC | _RECURSIVE), source)
     setns(guests, kernel.CLONE_NEWNS)
     os.makedirs(target, exist_ok=True)
     _checked(_libc.syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), _EMPTY_PATH), target)
 
 
-def _wait_until_shut_in(server: int, source: str) -> None:
-    """Until the server sees nothing but the directory, which it sees to once it has been connected to. Raises
-    ``TimeoutError``."""
+def _enter(server: int, wanted: os.stat_result) -> None:
+    """Join the server's mount namespace once nothing but ``wanted`` can be seen in it, which the server sees to when it
+    has been connected to: for a moment the host's root still lies over it. Raises ``TimeoutError``."""
     deadline = time.monotonic() + _SECONDS
-    while not os.path.samefile(f"/proc/{server}/root", source):
+
+    def wait() -> None:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"process {server} does not shut itself into {source}")
+            raise TimeoutError(f"process {server} does not shut itself in")
         time.sleep(0.005)
+
+    while not os.path.samestat(os.stat(f"/proc/{server}/root"), wanted):
+        wait()
+    namespace = os.open(f"/proc/{server}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    setns(namespace, kernel.CLONE_NEWNS)
+    while not os.path.samestat(os.stat("/"), wanted):
+        wait()
+        setns(namespace, kernel.CLONE_NEWNS)
 
 
 def _checked(result: int, path: str) -> int:
