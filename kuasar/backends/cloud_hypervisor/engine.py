@@ -61,18 +61,18 @@ class Engine(MicroVm):
     async def boot(self, spec: MachineSpec, deadline: float) -> bool:
         setup = await find_setup(self.host, self.settings, min(deadline, time.monotonic() + _VERSION_SECONDS))
         self.host.lap("setup")
-        why_not = "template = false"
+        why_not, result = "template = false", "off"
         if self.settings.template:
             templates = Templates(f"{self.settings.cache_dir}/templates", f"{self.host.state_dir}/verified-templates")
             template = templates.find(key_of(setup, self.settings))
-            why_not = "there is no template of its kind yet"
+            why_not, result = "there is no template of its kind yet", "miss"
             if template is not None:
                 if await self._clone(spec, setup, templates, template, deadline):
                     return True
-                why_not = "the clone of its template failed"
+                why_not, result = "the clone of its template failed", "failed"
             self.make_template("kuasar.backends.cloud_hypervisor.maker")
         log.info("booting", why=why_not)
-        self.host.remember(start=f"boot: {why_not}", size=[1, self.settings.memory_mib << 20])
+        self.host.remember(start=f"boot: {why_not}", template=result, size=[1, self.settings.memory_mib << 20])
         await self._machine.boot(setup, guest_of(setup, self.settings), self._placement(spec), deadline)
         self.host.lap("vmm")
         return False
@@ -82,7 +82,7 @@ class Engine(MicroVm):
     ) -> bool:
         """Whether the clone runs; if it does not, the template is set aside and nothing of the clone's VMM is left."""
         key = template.description.key
-        self.host.remember(start=f"clone of template {key}", size=[1, self.settings.memory_mib << 20])
+        self.host.remember(start=f"clone of template {key}", template="hit", size=[1, self.settings.memory_mib << 20])
         with ExitStack() as stack:
             memory = template.open_memory()
             stack.callback(os.close, memory)

@@ -186,6 +186,7 @@ def test_pods_start_as_clones_of_a_template(node: Node) -> None:
             await r.call("sandbox.start")
             (template,) = made(templates)
             assert r.record()["machine"]["start"] == f"clone of template {template.name}"
+            assert r.record()["machine"]["template"] == "hit"
             await node.end(r)
             # a damaged one is set aside, and the pod boots
             state = (template / "state").read_bytes()
