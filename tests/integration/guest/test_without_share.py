@@ -42,7 +42,7 @@ def test_a_drive_is_known_by_a_name_of_ours_when_its_size_is_seen(
         assert wrong["message"] == "bytes: disk s6502401234 has 1048576 bytes, not 2097152"
         none = agent.ask("guest.disk", {**request, "serial": "7"}, timeout=0.3).error
         assert none is not None
-        assert "serial: the machine has no disk with the serial number 7 (it has: s6502401234)" in none["message"]
+        assert "serial: the machine has no disk with the serial number 7 (it has: s6502401234, vda)" in none["message"]
         with content.open("r+b") as file:
             file.truncate(2 << 20)
         machine.qmp.call("block_resize", **{"node-name": "s6502401234", "size": 2 << 20})
