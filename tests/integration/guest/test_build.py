@@ -99,9 +99,7 @@ def test_links_lead_to_what_is_there(content: Path) -> None:
 
 def test_no_source_and_no_tests_of_python_are_there(content: Path) -> None:
     assert not [path for path in content.rglob("*") if path.suffix == ".py" or path.name == "__pycache__"]
-    assert not [
-        path for path in (content / recipe.STDLIB).rglob("test")
-    ]  # outside it, busybox has a program of that name
+    assert not list((content / recipe.STDLIB).rglob("test"))  # elsewhere, busybox has a program of that name
     assert (content / recipe.STDLIB / "kuasar/agent/main.pyc").is_file()
     assert not (content / recipe.STDLIB / "kuasar/workers").exists()
 
