@@ -17,8 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 
+from kuasar.cli.cri import CriError
 from kuasar.core import cgroup
 from tests.deadline import eventually
 from tests.e2e.engines import OURS, OWN_KERNEL
@@ -197,6 +199,17 @@ def test_the_gateway_dies_and_its_commands_with_it(pod: Pod) -> None:
     eventually(lambda: run(pod, "ID", "--", "true")[0], "the new gateway serves", until=lambda code: code == 0)
     eventually(lambda: run(pod, "ID", "--", "kill", "-0", str(pid))[0], "it is dead", until=lambda code: code == 1)
     none_left(pod)
+    eventually(lambda: _is_stopped(pod), "containerd has dialled the new gateway")
+
+
+def _is_stopped(pod: Pod) -> bool:
+    """Stop it, as the kubelet does: again, while containerd has not found the new gateway."""
+    try:
+        pod.stop()
+    except CriError as error:
+        assert error.code == grpc.StatusCode.UNAVAILABLE, error
+        return False
+    return True
 
 
 def test_the_sandbox_ends_and_the_reason_is_told(pod: Pod) -> None:
