@@ -8,6 +8,7 @@ length would be beyond the limit.
 
 from __future__ import annotations
 
+import base64
 import os
 import socket
 
@@ -21,12 +22,18 @@ NONCE_BYTES = 16
 _LOOK_BYTES = 64 * 1024
 
 
+def make_nonce() -> bytes:
+    """:data:`NONCE_BYTES` of 96 random bits. No control characters are among them: a port that is a console may get
+    them while its terminal still takes such for itself."""
+    return base64.urlsafe_b64encode(os.urandom(NONCE_BYTES * 3 // 4))
+
+
 async def open_connection(loop: Loop, port: socket.socket, deadline: float) -> None:
     """Begin a connection on the host's end of the port; what ``port`` gives next is the agent's hello.
 
     Waits for a guest that is still booting. Raises DeadlineExceeded; :class:`Unavailable` when the machine is gone.
     """
-    nonce = os.urandom(NONCE_BYTES)
+    nonce = make_nonce()
     port.setblocking(False)
     try:
         port.send(OPEN + nonce)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from guest import manifest
-from guest.pid1 import serial
 from kuasar.agent.protocol import Event, Frame, FrameReader, Hello, Reply, Request, encode
+from kuasar.core import serial
 
 MEMORY_MIB = 128
 PORTS = 4
@@ -134,7 +134,7 @@ class AgentConnection:
         self.events: list[Event] = []
         self._reader = FrameReader()
         self._frames: list[Frame] = []
-        self.nonce = os.urandom(serial.NONCE_BYTES)
+        self.nonce = serial.make_nonce()
         stream.sendall(serial.OPEN + self.nonce)
         self.read_until(serial.READY + self.nonce)
         stream.settimeout(ANSWER_SECONDS)

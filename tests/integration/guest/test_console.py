@@ -6,16 +6,11 @@ import os
 import time
 from typing import Any
 
-import pytest
-
 from tests.integration.guest.conftest import Built, needs_qemu
 from tests.integration.guest.containers import container, run_to_end
 from tests.integration.guest.machine import start_machine
 
-pytestmark = [
-    needs_qemu,
-    pytest.mark.skip(reason="the agent says that it listens, but answers nothing over a console: not looked into yet"),
-]
+pytestmark = needs_qemu
 IDENTITY = {"machine_id": "7" * 32, "hostname": "pod"}
 
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from guest.pid1.channel import open_port
+from guest.pid1.channel import make_raw, open_port
 from guest.pid1.serial import CLOSED, NONCE_BYTES, OPEN, READY, Carrier
+from kuasar.core.serial import make_nonce
 
 SECONDS = 10.0
 
@@ -80,3 +81,18 @@ def test_more_openings_than_the_agent_can_accept_at_once_do_not_block_it(tmp_pat
         os.write(stage.host, OPEN + nonce(10))
         stage.pump()
         assert os.read(stage.host, 1000) == READY + nonce(10)
+
+
+def test_an_opening_passes_a_terminal_that_is_not_raw_yet() -> None:
+    """A console's terminal has its usual settings until PID 1 has opened it, and the host does not wait for that."""
+    for _ in range(64):
+        host, port = os.openpty()
+        try:
+            opening = OPEN + make_nonce()
+            os.write(host, opening)
+            make_raw(port)
+            os.set_blocking(port, False)
+            assert os.read(port, 4096) == opening
+        finally:
+            os.close(host)
+            os.close(port)
