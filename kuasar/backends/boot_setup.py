@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,6 +49,13 @@ def require_image(settings: Engine) -> Image:
         raise BackendFailed(f"the guest image cannot be used: {exc}") from exc
 
 
+def require_kernel(path: str) -> str:
+    """The same path. Raises :class:`BackendFailed` if there is no file."""
+    if not os.path.isfile(path):
+        raise BackendFailed(f"the guest kernel {path} does not exist")
+    return path
+
+
 def command_line_of(image: Image, settings: Engine, words: str) -> str:
     """The kernel's command line: the engine's ``words``, the image's, then the operator's."""
     return " ".join(part for part in (words, image.command_line, settings.kernel_arguments) if part)
@@ -57,15 +65,43 @@ def setup_of(program: Probe, settings: Engine, words: str) -> Setup:
     """What ``program`` boots: the image's kernel, or the configured one. Raises :class:`BackendFailed` naming what is
     missing or broken."""
     image = require_image(settings)
-    kernel = settings.kernel or f"{settings.image}/{KERNEL}"
-    if not os.path.isfile(kernel):
-        raise BackendFailed(f"the guest kernel {kernel} does not exist")
     return Setup(
         binary=program.binary,
         version=program.version,
-        kernel=kernel,
+        kernel=require_kernel(settings.kernel or f"{settings.image}/{KERNEL}"),
         initrd=f"{settings.image}/{INITRD}",
         root=f"{settings.image}/{ROOT_DISK}",
         image_digest=image.digest,
         command_line=command_line_of(image, settings, words),
     )
+
+
+def template_key(setup: Setup, guest: object, version: int) -> str:
+    """Names the template of machines like ``guest`` (whose text says all of it): another one for whatever could make
+    its state unusable. ``version`` is the template's form."""
+    facts = {
+        "format": version,
+        "version": setup.version,
+        "binary": identity(setup.binary),
+        "kernel": identity(setup.kernel),
+        "image": setup.image_digest,
+        "guest": guest,
+        "host": os.uname().release,
+        "processor": _processor(),
+    }
+    text = "\n".join(f"{name}={value}" for name, value in facts.items())
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def identity(path: str) -> str:
+    """Changes when the file does. Raises ``OSError``."""
+    found = os.stat(path)
+    return f"{path}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}"
+
+
+def _processor() -> str:
+    """What a state must find again: model and features."""
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        lines = file.read().partition("\n\n")[0].splitlines()
+    wanted = ("vendor_id", "cpu family", "model", "stepping", "flags", "microcode")
+    return "\n".join(line for line in lines if line.split("\t")[0].strip() in wanted)

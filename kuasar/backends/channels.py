@@ -14,7 +14,7 @@ AUTO, VSOCK, VHOST_USER_VSOCK, VIRTIO_SERIAL = "auto", "vsock", "vhost-user-vsoc
 """Names in the configuration: the best that works here; the host kernel's vsock; that of a daemon; a serial port."""
 AGENT_PORT = 1024
 """Where the guest's agent listens if its machine has a vsock (``guest/pid1/channel.py``)."""
-_PAUSE_SECONDS = 0.01
+_PAUSE_SECONDS = 0.005
 _PATIENCE_SECONDS = 3.0
 
 

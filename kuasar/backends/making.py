@@ -7,8 +7,10 @@ import fcntl
 import json
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 from kuasar.backends.base import HERE, ROOT, AgentProcess, Place, User
@@ -88,6 +90,16 @@ class _Child:
 
     def abort(self) -> None:
         """Its owner ends it."""
+
+
+@contextmanager
+def at_work(loop: Loop, settings: Engine) -> Iterator[tuple[MakerHost, Templates]]:
+    """A host with a directory of its own, which goes, and the templates of the engine."""
+    with (
+        tempfile.TemporaryDirectory(prefix="kuasar-template-") as directory,
+        closing(MakerHost(loop, directory)) as host,
+    ):
+        yield host, Templates(f"{settings.cache_dir}/templates", f"{directory}/verified")
 
 
 async def make_once(templates: Templates, key: str, say: Say, make: Callable[[], Awaitable[None]]) -> None:

@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -22,10 +22,18 @@ from kuasar.backends.share import GUEST_DIRECTORY as SHARE_IN_GUEST
 from kuasar.backends.share import TAG, Share
 from kuasar.backends.sizes import Size, size_for
 from kuasar.backends.storage import Storage
+from kuasar.backends.template import Template, Templates
 from kuasar.core import log
 from kuasar.core.aio import Task
 from kuasar.core.config import Engine
-from kuasar.core.errors import BackendFailed, InvalidArgument, KuasarError, Unavailable, Unimplemented
+from kuasar.core.errors import (
+    BackendFailed,
+    InvalidArgument,
+    KuasarError,
+    ResourceExhausted,
+    Unavailable,
+    Unimplemented,
+)
 from kuasar.core.holes import punch
 
 GUEST_DIRECTORY = "/run/kuasar"
@@ -357,6 +365,37 @@ class MicroVm(Backend):
         await self._storage_of().take_back(container_id, serials if self.vmm.alive else [])
         if serials:
             self.host.remember(lent=lent)
+
+    async def start_as_clone(self, key: str, maker: str, clone: Callable[[Template], Awaitable[None]]) -> str:
+        """Start the machine by ``clone`` of the template ``key``; gives why it does not run, empty if it does. After a
+        failure the template is set aside and nothing of the clone's VMM is left. One that is missing, or was set aside,
+        is made by ``maker`` in the background. :class:`ResourceExhausted` is not the template's fault, and passes."""
+        templates = Templates(f"{self.settings.cache_dir}/templates", f"{self.host.state_dir}/verified-templates")
+        template = templates.find(key)
+        why_not, result = "there is no template of its kind yet", "miss"
+        if template is not None:
+            key = template.description.key
+            self.host.remember(start=f"clone of template {key}", template="hit")
+            try:
+                await clone(template)
+            except ResourceExhausted:
+                raise
+            except KuasarError as exc:
+                log.error("the clone failed, the pod boots a machine of its own", template=key, error=exc)
+                templates.set_aside(key, str(exc))
+                await self.vmm.kill(time.monotonic() + _KILL_SECONDS)
+                self.vmm.release()
+                await self.forget_clone()
+                why_not, result = "the clone of its template failed", "failed"
+            else:
+                return ""
+        self.make_template(maker)
+        self.host.remember(template=result)
+        return why_not
+
+    async def forget_clone(self) -> None:
+        """Free what is left of a clone whose VMM has been killed, before another one is started."""
+        await self.disconnect()
 
     def make_template(self, maker: str) -> None:
         """Have a template of machines made in the background, by a process of its own (``python -m <maker>``); whoever

@@ -37,7 +37,6 @@ from kuasar.agent.drivers.sentry.control import container_stats
 from kuasar.agent.drivers.sentry.kernel import ID, SANDBOX, TYPE, Sentry
 from kuasar.agent.drivers.shared_kernel.members import KILLED, Member, Members
 from kuasar.core import log
-from kuasar.core.aio import Future, Lock
 from kuasar.core.engines import GVISOR_PLATFORMS
 from kuasar.core.errors import BackendFailed, InvalidArgument, KuasarError, Unimplemented, WrongState, wrap
 from kuasar.core.spawn import Exit
@@ -85,15 +84,7 @@ class GvisorDriver:
         if paused:
             raise WrongState(f"create: the pod's kernel is paused with {paused}", seen="paused", needed="running")
         await self._sentry.require(setup.spec, deadline)
-        linux = setup.spec.get("linux") or {}
-        container = _Container(
-            setup.id,
-            setup.directory,
-            linux.get("cgroupsPath") or "",
-            dict(linux.get("resources") or {}),
-            Future(self._loop),
-            Lock(self._loop),
-        )
+        container = _Container.of(self._loop, setup)
         try:
             self._containers.add(container)
             if not stdio.terminal:

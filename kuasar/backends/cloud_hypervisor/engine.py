@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
+from functools import partial
 from typing import ClassVar
 
 from kuasar.agent.client import AgentClient
@@ -19,7 +20,7 @@ from kuasar.backends.microvm import MicroVm
 from kuasar.backends.probing import Probe, ProbeHost, require_program
 from kuasar.backends.share import Share
 from kuasar.backends.sizes import Size
-from kuasar.backends.template import Template, Templates
+from kuasar.backends.template import Template
 from kuasar.backends.users import vmm_user
 from kuasar.core import config, log
 from kuasar.core.errors import KuasarError
@@ -61,43 +62,33 @@ class Engine(MicroVm):
     async def boot(self, spec: MachineSpec, deadline: float) -> bool:
         setup = await find_setup(self.host, self.settings, min(deadline, time.monotonic() + _VERSION_SECONDS))
         self.host.lap("setup")
-        why_not, result = "template = false", "off"
+        why_not = "template = false"
         if self.settings.template:
-            templates = Templates(f"{self.settings.cache_dir}/templates", f"{self.host.state_dir}/verified-templates")
-            template = templates.find(key_of(setup, self.settings))
-            why_not, result = "there is no template of its kind yet", "miss"
-            if template is not None:
-                if await self._clone(spec, setup, templates, template, deadline):
-                    return True
-                why_not, result = "the clone of its template failed", "failed"
-            self.make_template("kuasar.backends.cloud_hypervisor.maker")
+            key, clone = key_of(setup, self.settings), partial(self._clone, spec, setup, deadline)
+            why_not = await self.start_as_clone(key, "kuasar.backends.cloud_hypervisor.maker", clone)
+            if not why_not:
+                return True
+        else:
+            self.host.remember(template="off")
         log.info("booting", why=why_not)
-        self.host.remember(start=f"boot: {why_not}", template=result, size=[1, self.settings.memory_mib << 20])
+        self.host.remember(start=f"boot: {why_not}", size=[1, self.settings.memory_mib << 20])
         await self._machine.boot(setup, guest_of(setup, self.settings), self._placement(spec), deadline)
         self.host.lap("vmm")
         return False
 
-    async def _clone(
-        self, spec: MachineSpec, setup: Setup, templates: Templates, template: Template, deadline: float
-    ) -> bool:
-        """Whether the clone runs; if it does not, the template is set aside and nothing of the clone's VMM is left."""
-        key = template.description.key
-        self.host.remember(start=f"clone of template {key}", template="hit", size=[1, self.settings.memory_mib << 20])
-        with ExitStack() as stack:
-            memory = template.open_memory()
-            stack.callback(os.close, memory)
-            try:
-                state = _state_of(template)
-                guest = guest_of(setup, self.settings)
-                await self._machine.restore(setup, guest, (state, memory), self._placement(spec), deadline)
-            except KuasarError as exc:
-                log.error("the clone failed, the pod boots a machine of its own", template=key, error=exc)
-                templates.set_aside(key, str(exc))
-                await self.vmm.kill(time.monotonic() + _KILL_SECONDS)
-                self.vmm.release()
-                return False
+    async def _clone(self, spec: MachineSpec, setup: Setup, deadline: float, template: Template) -> None:
+        self.host.remember(size=[1, self.settings.memory_mib << 20])
+        memory = template.open_memory()
+        try:
+            saved = (_state_of(template), memory)
+            guest = guest_of(setup, self.settings)
+            await self._machine.restore(setup, guest, saved, self._placement(spec), deadline)
+        finally:
+            os.close(memory)
         self.host.lap("vmm")
-        return True
+
+    async def forget_clone(self) -> None:
+        """The VMM's directory stays: the share's socket is in it."""
 
     def _placement(self, spec: MachineSpec) -> Placement:
         return Placement(spec.console_path, spec.cgroup, self._user)

@@ -11,10 +11,9 @@ import hashlib
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 
 from kuasar.backends.boot_setup import Setup
 from kuasar.backends.cloud_hypervisor import bodies
@@ -22,9 +21,9 @@ from kuasar.backends.cloud_hypervisor.facts import find_setup
 from kuasar.backends.cloud_hypervisor.machine import Machine, Placement
 from kuasar.backends.cloud_hypervisor.state import MEMORY, State
 from kuasar.backends.cloud_hypervisor.template import guest_of, key_of
-from kuasar.backends.making import MakerHost, Say, command, last_lines, make_once
+from kuasar.backends.making import MakerHost, Say, at_work, command, last_lines, make_once
 from kuasar.backends.processes import HeldProcess
-from kuasar.backends.rehearsal import rehearse
+from kuasar.backends.rehearsal import prepare
 from kuasar.backends.template import Description, Templates, digest_of_data, write_sparse
 from kuasar.backends.users import vmm_user
 from kuasar.core.aio import Loop
@@ -32,19 +31,14 @@ from kuasar.core.config import Engine
 from kuasar.core.errors import BackendFailed, KuasarError
 
 _SECONDS = 180.0
-_SETTLE_SECONDS = 0.05
 _RAW = "raw"
 
 
 async def make(loop: Loop, settings: Engine, say: Say) -> str:
     """Make the template if it is missing; gives its key. Raises :class:`KuasarError`."""
-    with (
-        tempfile.TemporaryDirectory(prefix="kuasar-template-") as directory,
-        closing(MakerHost(loop, directory)) as host,
-    ):
+    with at_work(loop, settings) as (host, templates):
         setup = await find_setup(host, settings, time.monotonic() + _SECONDS)
         key = key_of(setup, settings)
-        templates = Templates(f"{settings.cache_dir}/templates", f"{directory}/verified")
         await make_once(templates, key, say, lambda: _make(host, setup, settings, templates, say))
         return key
 
@@ -69,13 +63,7 @@ async def _make(host: MakerHost, setup: Setup, settings: Engine, templates: Temp
             stack.callback(os.close, directory)
             say(f"booting a machine (Cloud Hypervisor {setup.version}, {guest.memory_bytes >> 20} MiB)")
             await machine.boot(setup, guest, Placement(console, user=user), deadline, template=directory)
-            agent = await machine.open_channel(deadline)
-            boot_seconds = time.monotonic() - started
-            say(f"its agent answered after {boot_seconds:.1f} s; the guest cleans up")
-            await agent.call("guest.rest", {}, deadline=deadline)
-            agent.close()
-            await rehearse(machine.open_channel, deadline)
-            await host.loop.sleep(_SETTLE_SECONDS)  # the guest sees the end of the connection
+            boot_seconds = await prepare(host.loop, machine.open_channel, started, say, deadline)
             await machine.api.put("vm.pause", deadline=deadline)
             written_to = bodies.path_of(bodies.Descriptors.in_order().template)
             await machine.api.put("vm.snapshot", bodies.snapshot(written_to), deadline=deadline)

@@ -6,10 +6,7 @@ Hypervisor reads all of the memory before a clone goes on, so the base should be
 
 from __future__ import annotations
 
-import hashlib
-import os
-
-from kuasar.backends.boot_setup import Setup
+from kuasar.backends.boot_setup import Setup, template_key
 from kuasar.backends.cloud_hypervisor.bodies import Guest
 from kuasar.core.config import Engine
 
@@ -33,29 +30,4 @@ def guest_of(setup: Setup, settings: Engine) -> Guest:
 
 def key_of(setup: Setup, settings: Engine) -> str:
     """Names the template: another one for whatever could make its state unusable."""
-    facts = {
-        "format": FORMAT,
-        "version": setup.version,
-        "binary": _identity(setup.binary),
-        "kernel": _identity(setup.kernel),
-        "image": setup.image_digest,
-        "guest": guest_of(setup, settings),
-        "host": os.uname().release,
-        "processor": _processor(),
-    }
-    text = "\n".join(f"{name}={value}" for name, value in facts.items())
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _identity(path: str) -> str:
-    """Changes when the file does."""
-    found = os.stat(path)
-    return f"{path}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}"
-
-
-def _processor() -> str:
-    """What a state must find again: model and features."""
-    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        lines = file.read().partition("\n\n")[0].splitlines()
-    wanted = ("vendor_id", "cpu family", "model", "stepping", "flags", "microcode")
-    return "\n".join(line for line in lines if line.split("\t")[0].strip() in wanted)
+    return template_key(setup, guest_of(setup, settings), FORMAT)

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import time
 from contextlib import ExitStack
+from functools import partial
 from typing import ClassVar
 
 from kuasar.agent.client import AgentClient
@@ -22,13 +23,12 @@ from kuasar.backends.probing import Probe, ProbeHost
 from kuasar.backends.share import Share
 from kuasar.backends.sizes import Size, size_for
 from kuasar.backends.storage import Storage
-from kuasar.backends.template import Template, Templates
+from kuasar.backends.template import Template
 from kuasar.backends.unshared.copying import copy_tree
 from kuasar.backends.unshared.packing import Packer
 from kuasar.backends.unshared.storage import DiskStorage
 from kuasar.backends.users import vmm_user
 from kuasar.core import config, log
-from kuasar.core.errors import KuasarError
 
 _VERSION_SECONDS = 10.0
 
@@ -64,50 +64,38 @@ class Engine(MicroVm):
         setup = await find_setup(self.host, self.settings, limit)
         self.host.lap("setup")
         size = self._size_of(spec)
-        reason, result = why_not(spec, size, self.settings), "off"
+        reason = why_not(spec, size, self.settings)
         if not reason:
-            templates = Templates(f"{self.settings.cache_dir}/templates", f"{self.host.state_dir}/verified-templates")
-            template = templates.find(key_of(setup, self.settings))
-            reason, result = "there is no template of its kind yet", "miss"
-            if template is not None:
-                if await self._clone(spec, setup, templates, template, deadline):
-                    return True
-                reason, result = "the clone of its template failed", "failed"
-            self.make_template("kuasar.backends.firecracker.maker")
+            key, clone = key_of(setup, self.settings), partial(self._clone, spec, setup, deadline)
+            reason = await self.start_as_clone(key, "kuasar.backends.firecracker.maker", clone)
+            if not reason:
+                return True
+        else:
+            self.host.remember(template="off")
         log.info("booting", why=reason)
         counts = bodies.split_drives(self.settings.device_ports, len(spec.nics))
-        self.host.remember(start=f"boot: {reason}", template=result, size=[size.vcpus, size.memory_bytes])
+        self.host.remember(start=f"boot: {reason}", size=[size.vcpus, size.memory_bytes])
         self.host.remember(drive_counts=counts, drives={})
         guest = bodies.Guest(setup.command_line, size.vcpus, size.memory_bytes, *counts, spec.nics)
         await self._machine.boot(setup, guest, self._placement(spec), deadline)
         self.host.lap("vmm")
         return False
 
-    async def _clone(
-        self, spec: MachineSpec, setup: Setup, templates: Templates, template: Template, deadline: float
-    ) -> bool:
-        """Whether the clone runs; if it does not, the template is set aside and nothing of the clone is left."""
-        key = template.description.key
+    async def _clone(self, spec: MachineSpec, setup: Setup, deadline: float, template: Template) -> None:
         guest = guest_of(setup, self.settings)
-        self.host.remember(start=f"clone of template {key}", template="hit", size=[guest.vcpus, guest.memory_bytes])
+        self.host.remember(size=[guest.vcpus, guest.memory_bytes])
         self.host.remember(drive_counts=(guest.read_only_drives, guest.writable_drives), drives={}, was=MAC)
         taps = tuple(nic.tap for nic in spec.nics)
         with ExitStack() as stack:
             files = (template.open_state(), template.open_memory())
             for fd in files:
                 stack.callback(os.close, fd)
-            try:
-                await self._machine.restore(setup, files, taps, self._placement(spec), deadline)
-            except KuasarError as exc:
-                log.error("the clone failed, the pod boots a machine of its own", template=key, error=exc)
-                templates.set_aside(key, str(exc))
-                await self.vmm.kill(time.monotonic() + 5.0)
-                self.vmm.release()
-                self._machine.disconnect()
-                self.host.remember(was="")
-                return False
+            await self._machine.restore(setup, files, taps, self._placement(spec), deadline)
         self.host.lap("vmm")
-        return True
+
+    async def forget_clone(self) -> None:
+        await super().forget_clone()
+        self.host.remember(was="")
 
     def _size_of(self, spec: MachineSpec) -> Size:
         """What the pod will ever have."""

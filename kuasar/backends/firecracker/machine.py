@@ -7,7 +7,6 @@ its guest resets the machine, or is killed.
 from __future__ import annotations
 
 import os
-import socket
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from functools import partial
 from kuasar.agent.client import AgentClient
 from kuasar.backends.base import ROOT, Host, Place, User
 from kuasar.backends.boot_setup import Setup
-from kuasar.backends.channels import greet
+from kuasar.backends.channels import AGENT_PORT, greet, until_listening
 from kuasar.backends.firecracker import bodies
 from kuasar.backends.firecracker.api import Api
 from kuasar.backends.hybrid_vsock import open_port
@@ -24,11 +23,7 @@ from kuasar.backends.jail import Jail
 from kuasar.backends.processes import HeldProcess, open_log
 from kuasar.core.errors import DeadlineExceeded, Unavailable
 
-AGENT_PORT = 1024
-"""Where the guest's agent listens (``guest/pid1/channel.py``)."""
 _POLL_SECONDS = 0.005
-_HANDSHAKE_SECONDS = 3.0
-"""A request for a port that reaches a guest whose driver is just being reset, as after a restore, is never answered."""
 
 
 @dataclass(frozen=True)
@@ -115,18 +110,11 @@ class Machine:
 
     async def open_channel(self, deadline: float) -> AgentClient:
         """A new connection to the agent, which has said hello. Waits for a guest that is still booting."""
-        return await greet(self._host.loop, await self._until_accepted(deadline), deadline)
-
-    async def _until_accepted(self, deadline: float) -> socket.socket:
         loop, directory = self._host.loop, self.jail.directory
-        while True:
-            limit = min(deadline, time.monotonic() + _HANDSHAKE_SECONDS)
-            try:
-                return await open_port(loop, directory, bodies.VSOCK_SOCKET, AGENT_PORT, limit)
-            except (Unavailable, DeadlineExceeded):
-                if time.monotonic() + _POLL_SECONDS > deadline:
-                    raise
-            await loop.sleep(_POLL_SECONDS)
+        sock = await until_listening(
+            loop, lambda limit: open_port(loop, directory, bodies.VSOCK_SOCKET, AGENT_PORT, limit), deadline
+        )
+        return await greet(loop, sock, deadline)
 
     def disconnect(self) -> None:
         """Remove the jail of a VMM that is dead; harmless to repeat."""

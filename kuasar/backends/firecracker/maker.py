@@ -11,10 +11,9 @@ import hashlib
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 
 from kuasar.agent import kernel
 from kuasar.backends.boot_setup import Setup
@@ -22,9 +21,9 @@ from kuasar.backends.firecracker import bodies
 from kuasar.backends.firecracker.facts import find_setup
 from kuasar.backends.firecracker.machine import Machine, Placement
 from kuasar.backends.firecracker.template import TAP, guest_of, key_of
-from kuasar.backends.making import MakerHost, Say, command, last_lines, make_once
+from kuasar.backends.making import MakerHost, Say, at_work, command, last_lines, make_once
 from kuasar.backends.processes import HeldProcess
-from kuasar.backends.rehearsal import rehearse
+from kuasar.backends.rehearsal import prepare
 from kuasar.backends.template import Description, Templates, digest_of_data, write_sparse
 from kuasar.backends.users import vmm_user
 from kuasar.core.aio import Loop
@@ -34,18 +33,13 @@ from kuasar.core.namespaces import CLONE_NEWNET
 from kuasar.core.taps import give_tap, open_tap
 
 _SECONDS = 180.0
-_SETTLE_SECONDS = 0.05
 
 
 async def make(loop: Loop, settings: Engine, say: Say) -> str:
     """Make the template if it is missing; gives its key. Raises :class:`KuasarError`."""
-    with (
-        tempfile.TemporaryDirectory(prefix="kuasar-template-") as directory,
-        closing(MakerHost(loop, directory)) as host,
-    ):
+    with at_work(loop, settings) as (host, templates):
         setup = await find_setup(host, settings, time.monotonic() + _SECONDS)
         key = key_of(setup, settings)
-        templates = Templates(f"{settings.cache_dir}/templates", f"{directory}/verified")
         await make_once(templates, key, say, lambda: _make(host, setup, settings, templates, say))
         return key
 
@@ -73,13 +67,7 @@ async def _make(host: MakerHost, setup: Setup, settings: Engine, templates: Temp
             say(f"booting a machine (Firecracker {setup.version}, {guest.memory_bytes >> 20} MiB)")
             placement = Placement(*paths, user=user)
             await machine.boot(setup, guest, placement, deadline, files=(files[0], files[1]))
-            agent = await machine.open_channel(deadline)
-            boot_seconds = time.monotonic() - started
-            say(f"its agent answered after {boot_seconds:.1f} s; the guest cleans up")
-            await agent.call("guest.rest", {}, deadline=deadline)
-            agent.close()
-            await rehearse(machine.open_channel, deadline)
-            await host.loop.sleep(_SETTLE_SECONDS)  # the guest sees the end of the connection
+            boot_seconds = await prepare(host.loop, machine.open_channel, started, say, deadline)
             await machine.api.do(bodies.pause(), deadline)
             await machine.api.do(bodies.snapshot(), deadline)
             data_bytes = write_sparse(files[1], f"{target}/memory")

@@ -7,11 +7,8 @@ Pods without limits beyond that start as its clones, others boot.
 
 from __future__ import annotations
 
-import hashlib
-import os
-
 from kuasar.backends.base import MachineSpec, Nic
-from kuasar.backends.boot_setup import Setup
+from kuasar.backends.boot_setup import Setup, template_key
 from kuasar.backends.firecracker import bodies
 from kuasar.backends.sizes import Size
 from kuasar.core.config import Engine
@@ -32,18 +29,7 @@ def guest_of(setup: Setup, settings: Engine) -> bodies.Guest:
 
 def key_of(setup: Setup, settings: Engine) -> str:
     """Names the template: another one for whatever could make the snapshot unusable."""
-    facts = {
-        "format": FORMAT,
-        "version": setup.version,
-        "binary": _identity(setup.binary),
-        "kernel": _identity(setup.kernel),
-        "image": setup.image_digest,
-        "guest": guest_of(setup, settings),
-        "host": os.uname().release,
-        "processor": _processor(),
-    }
-    text = "\n".join(f"{name}={value}" for name, value in facts.items())
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return template_key(setup, guest_of(setup, settings), FORMAT)
 
 
 def why_not(spec: MachineSpec, size: Size, settings: Engine) -> str:
@@ -55,17 +41,3 @@ def why_not(spec: MachineSpec, size: Size, settings: Engine) -> str:
     if size != Size(1, settings.memory_mib << 20):
         return f"the pod needs {size.vcpus} processors and {size.memory_bytes >> 20} MiB, more than the template has"
     return ""
-
-
-def _identity(path: str) -> str:
-    """Changes when the file does."""
-    found = os.stat(path)
-    return f"{path}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}"
-
-
-def _processor() -> str:
-    """What a snapshot must find again: model and features."""
-    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        lines = file.read().partition("\n\n")[0].splitlines()
-    wanted = ("vendor_id", "cpu family", "model", "stepping", "flags", "microcode")
-    return "\n".join(line for line in lines if line.split("\t")[0].strip() in wanted)

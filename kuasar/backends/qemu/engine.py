@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 from kuasar.agent.client import AgentClient
@@ -20,13 +20,12 @@ from kuasar.backends.qemu.machine import Machine, Placement
 from kuasar.backends.share import Share
 from kuasar.backends.sizes import Size
 from kuasar.backends.storage import Storage
-from kuasar.backends.template import Template, Templates
+from kuasar.backends.template import Template
 from kuasar.backends.unshared.copying import copy_tree
 from kuasar.backends.unshared.packing import Packer
 from kuasar.backends.unshared.storage import DiskStorage
 from kuasar.backends.users import user_of
 from kuasar.core import config, log
-from kuasar.core.errors import KuasarError, ResourceExhausted
 
 
 class Engine(MicroVm):
@@ -70,45 +69,25 @@ class Engine(MicroVm):
     async def boot(self, spec: MachineSpec, deadline: float) -> bool:
         setup = await find_setup(self.host, self.settings)
         self.host.lap("setup")
-        template, why_not, result = None, "template = false", "off"
-        if setup.shape.channel == VHOST_USER_VSOCK:
-            why_not = NOT_IN_A_TEMPLATE
-        elif self.settings.template:
-            templates = Templates(f"{self.settings.cache_dir}/templates", f"{self.host.state_dir}/verified-templates")
-            template = templates.find(setup.shape.key)
-            why_not, result = "there is no template of its kind yet", "miss"
-            if template is not None and await self._clone(spec, setup, templates, template, deadline):
+        why_not = NOT_IN_A_TEMPLATE if setup.shape.channel == VHOST_USER_VSOCK else "template = false"
+        if self.settings.template and setup.shape.channel != VHOST_USER_VSOCK:
+            clone = partial(self._clone, spec, setup, deadline)
+            why_not = await self.start_as_clone(setup.shape.key, "kuasar.backends.qemu.maker", clone)
+            if not why_not:
                 return True
-            if template is not None:
-                why_not, result = "the clone of its template failed", "failed"
-            self.make_template("kuasar.backends.qemu.maker")
+        else:
+            self.host.remember(template="off")
         log.info("booting", why=why_not)
-        self.host.remember(start=f"boot: {why_not}", template=result)
+        self.host.remember(start=f"boot: {why_not}")
         await self._machine.boot(setup, _placement(spec, setup), deadline)
         self._remember_size(setup)
         self.host.lap("vmm")
         return False
 
-    async def _clone(
-        self, spec: MachineSpec, setup: Setup, templates: Templates, template: Template, deadline: float
-    ) -> bool:
-        """Whether the clone runs; if it does not, the template is set aside and nothing of the clone is left."""
-        key = template.description.key
-        self.host.remember(start=f"clone of template {key}", template="hit")
+    async def _clone(self, spec: MachineSpec, setup: Setup, deadline: float, template: Template) -> None:
         shared = self.host.machine["shared_fs"] == "virtiofs"
-        try:
-            await self._machine.clone(setup, template, _placement(spec, setup), shared=shared, deadline=deadline)
-        except ResourceExhausted:
-            raise  # which is not the template's fault, and a boot would need as much
-        except KuasarError as exc:
-            log.error("the clone failed, the pod boots a machine of its own", template=key, error=exc)
-            templates.set_aside(key, str(exc))
-            await self.vmm.kill(time.monotonic() + 5.0)
-            self.vmm.release()
-            await self._machine.disconnect()
-            return False
+        await self._machine.clone(setup, template, _placement(spec, setup), shared=shared, deadline=deadline)
         self._remember_size(setup)
-        return True
 
     def _remember_size(self, setup: Setup) -> None:
         self.host.remember(size=[1, setup.shape.memory_bytes])

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
-from kuasar.backends.guest_image import INITRD, KERNEL, ImageUnusable, load
+from kuasar.backends.boot_setup import identity, require_image, require_kernel
+from kuasar.backends.guest_image import INITRD, KERNEL
 from kuasar.backends.probing import Runner
 from kuasar.backends.qemu import channel
 from kuasar.backends.qemu.shape import Shape, command_line, cpu_model
@@ -47,11 +48,8 @@ class Setup:
 async def find_setup(host: Runner, settings: Engine) -> Setup:
     """Look at QEMU, the guest image and the host. Raises :class:`BackendFailed` naming what is missing or broken."""
     binary = _find_binary(settings.binary or DEFAULT_BINARY)
-    try:
-        image = load(settings.image)
-    except ImageUnusable as exc:
-        raise BackendFailed(f"the guest image cannot be used: {exc}") from exc
-    kernel = _require_kernel(settings.kernel or f"{settings.image}/{KERNEL}")
+    image = require_image(settings)
+    kernel = require_kernel(settings.kernel or f"{settings.image}/{KERNEL}")
     facts = await _ask(host, settings, binary, kernel, image.digest)
     accel = facts["accel"] if settings.accel == "auto" else settings.accel
     kind, helper = channel.choose(settings)
@@ -64,7 +62,7 @@ async def find_setup(host: Runner, settings: Engine) -> Setup:
         max_vcpus=settings.max_vcpus,
         ports=settings.device_ports,
         command_line=command_line(image.command_line, settings.kernel_arguments),
-        image_digest=image.digest + (_identity(kernel) if settings.kernel else ""),
+        image_digest=image.digest + (identity(kernel) if settings.kernel else ""),
         host_kernel=os.uname().release,
         channel=kind,
     )
@@ -78,23 +76,11 @@ def _find_binary(name: str) -> str:
     return os.path.realpath(found)
 
 
-def _require_kernel(path: str) -> str:
-    if not os.path.isfile(path):
-        raise BackendFailed(f"the guest kernel {path} does not exist")
-    return path
-
-
-def _identity(path: str) -> str:
-    """Changes when the file does."""
-    found = os.stat(path)
-    return f"{path}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}"
-
-
 async def _ask(host: Runner, settings: Engine, binary: str, kernel: str, digest: str) -> Mapping[str, str]:
     """``version`` and ``accel``, from memory where nothing has changed."""
     wanted = {
-        "binary": _identity(binary),
-        "guest": digest + _identity(kernel),
+        "binary": identity(binary),
+        "guest": digest + identity(kernel),
         "boot": _boot_id(),
         "wish": settings.accel,
     }

@@ -11,41 +11,34 @@ import hashlib
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import replace
 
 from kuasar.backends.channels import VHOST_USER_VSOCK
-from kuasar.backends.making import MakerHost, Say, command, last_lines, make_once
+from kuasar.backends.making import MakerHost, Say, at_work, command, last_lines, make_once
 from kuasar.backends.processes import HeldProcess
 from kuasar.backends.qemu.channel import NOT_IN_A_TEMPLATE
 from kuasar.backends.qemu.facts import Setup, find_setup
 from kuasar.backends.qemu.machine import Machine, Placement, empty_memory
-from kuasar.backends.rehearsal import rehearse
+from kuasar.backends.rehearsal import prepare
 from kuasar.backends.template import Description, Templates, digest_of_data, write_sparse
 from kuasar.core.aio import Loop
 from kuasar.core.config import Engine
 from kuasar.core.errors import BackendFailed, KuasarError
 
 _SECONDS = 180.0
-_SETTLE_SECONDS = 0.05
 _STATE, _MEMORY = "state", "memory"
 
 
 async def make(loop: Loop, settings: Engine, say: Say) -> str:
     """Make the template if it is missing; gives its key, or nothing where the engine's machines can have none. Raises
     :class:`KuasarError`."""
-    with (
-        tempfile.TemporaryDirectory(prefix="kuasar-template-") as directory,
-        closing(MakerHost(loop, directory)) as host,
-    ):
+    with at_work(loop, settings) as (host, templates):
         setup = replace(await find_setup(host, settings), huge_pages=False)
         if setup.shape.channel == VHOST_USER_VSOCK:
             say(f"there is no template for these machines: {NOT_IN_A_TEMPLATE}")
             return ""
-        templates = Templates(f"{settings.cache_dir}/templates", f"{directory}/verified")
         await make_once(templates, setup.shape.key, say, lambda: _make(host, setup, templates, say))
         return setup.shape.key
 
@@ -62,13 +55,7 @@ async def _make(host: MakerHost, setup: Setup, templates: Templates, say: Say) -
         shape = setup.shape
         say(f"booting a machine (QEMU {shape.qemu_version}, {shape.accel}, {shape.memory_bytes >> 20} MiB)")
         await machine.boot_on(memory, setup, Placement("kuasar-template", *paths), deadline)
-        agent = await machine.open_channel(deadline)
-        boot_seconds = time.monotonic() - started
-        say(f"its agent answered after {boot_seconds:.1f} s; the guest cleans up")
-        await agent.call("guest.rest", {}, deadline=deadline)
-        agent.close()
-        await rehearse(machine.open_channel, deadline)
-        await host.loop.sleep(_SETTLE_SECONDS)  # the carrier sees the end of the connection
+        boot_seconds = await prepare(host.loop, machine.open_channel, started, say, deadline)
         await machine.save(f"{target}/{_STATE}", deadline)
         data_bytes = write_sparse(memory, f"{target}/{_MEMORY}")
         say(f"memory: {data_bytes / 2**20:.1f} MiB of {setup.shape.memory_bytes / 2**20:.0f} MiB are not zero")

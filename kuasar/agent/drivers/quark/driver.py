@@ -39,7 +39,7 @@ from kuasar.agent.drivers.shared_kernel.members import KILLED, Member, Members
 from kuasar.agent.files import remove_tree
 from kuasar.api.gen.containerd.task.v2 import task_pb2 as task
 from kuasar.core import cgroup, log
-from kuasar.core.aio import Future, Lock
+from kuasar.core.aio import Future
 from kuasar.core.errors import KuasarError, NotFound, Unavailable, Unimplemented, wrap
 from kuasar.core.spawn import Exit
 
@@ -74,15 +74,7 @@ class QuarkDriver:
     async def create(self, setup: ContainerSetup, stdio: ProcessStdio, deadline: float | None) -> Started:
         """See ``base.Driver``."""
         await self._kernel.require(deadline)
-        linux = setup.spec.get("linux") or {}
-        container = _Container(
-            setup.id,
-            setup.directory,
-            linux.get("cgroupsPath") or "",
-            dict(linux.get("resources") or {}),
-            Future(self._loop),
-            Lock(self._loop),
-        )
+        container = _Container.of(self._loop, setup)
         try:
             self._containers.add(container)
             self._make_bundle(setup)

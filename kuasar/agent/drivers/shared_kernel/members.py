@@ -9,8 +9,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
+from kuasar.agent.drivers.base import ContainerSetup
 from kuasar.agent.drivers.shared_kernel.limits import together
 from kuasar.core import cgroup, log
 from kuasar.core.aio import Future, Lock, Loop
@@ -41,6 +42,13 @@ class Member:
     ended: Future[Exit]
     lock: Lock
     """One signal after the other."""
+
+    @classmethod
+    def of(cls, loop: Loop, setup: ContainerSetup) -> Self:
+        """The container that is to be made."""
+        linux = setup.spec.get("linux") or {}
+        resources = dict(linux.get("resources") or {})
+        return cls(setup.id, setup.directory, linux.get("cgroupsPath") or "", resources, Future(loop), Lock(loop))
 
     def end(self, how: Exit) -> None:
         """It has ended; harmless to repeat."""
