@@ -27,7 +27,7 @@ from kuasar.backends.qemu.facts import Setup
 from kuasar.backends.qmp import Monitor
 from kuasar.backends.sockets import connect, listen
 from kuasar.backends.template import Template
-from kuasar.core.errors import BackendFailed, KuasarError, ResourceExhausted
+from kuasar.core.errors import BackendFailed, KuasarError, ResourceExhausted, Unavailable
 from kuasar.core.threads import in_thread
 
 _QMP_SOCKET = "qmp.sock"
@@ -191,10 +191,13 @@ class Machine:
             self._process.take(start)
 
     async def _connect(self, deadline: float) -> None:
-        """Raises :class:`BackendFailed` when QEMU ends instead (its words are in its log)."""
-        monitor = Monitor(self._host.loop, self._on_event, lambda: None)
+        """Raises :class:`Unavailable` when QEMU has ended (its words are in its log)."""
         try:
             sock = connect(self._host.directory, _QMP_SOCKET, "QEMU's monitor")
+        except BackendFailed as exc:
+            raise Unavailable(exc.message) from exc
+        monitor = Monitor(self._host.loop, self._on_event, lambda: None)
+        try:
             await monitor.connect(sock, deadline)
         except BaseException:
             monitor.close()
