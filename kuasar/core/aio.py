@@ -30,33 +30,31 @@ PRIORITY = select.EPOLLPRI
 _MANY_TIMERS = 100
 
 
-_local: Any = None
+_carried: tuple[Any, dict[str, str] | None] = (None, None)
+"""What the running task carries along: a value of whoever traces it, and what it is about."""
 
 
 def get_local() -> Any:
     """What the running task carries along; None outside of tasks, and where nothing was set."""
-    return _local
+    return _carried[0]
 
 
 def set_local(value: Any) -> None:
     """Have the running task carry ``value`` along, and every task that it spawns from now on."""
-    global _local
-    _local = value
-
-
-_about: dict[str, str] | None = None
+    global _carried
+    _carried = (value, _carried[1])
 
 
 def get_about() -> dict[str, str] | None:
     """What the running task is about, for the log; None where nobody has said."""
-    return _about
+    return _carried[1]
 
 
 def set_about(about: dict[str, str]) -> None:
     """Have the running task, and every task that it spawns from now on, be about ``about``. Who clears it, when the
     request is answered, keeps what was left behind from speaking of it."""
-    global _about
-    _about = about
+    global _carried
+    _carried = (_carried[0], about)
 
 
 class Cancelled(BaseException):
@@ -130,15 +128,14 @@ class Future(Generic[T]):
 class Task(Future[T]):
     """A coroutine being run. Cancelling throws :class:`Cancelled` where it waits; it is done when it has unwound."""
 
-    __slots__ = ("_about", "_cancelling", "_coro", "_local", "_waiting", "name")
+    __slots__ = ("_cancelling", "_carried", "_coro", "_waiting", "name")
 
     def __init__(self, loop: Loop, coro: Coroutine[Any, Any, T], name: str, now: bool = False) -> None:
         super().__init__(loop)
         self._coro = coro
         self._waiting: Future[Any] | None = None
         self._cancelling = False
-        self._local = _local
-        self._about = _about
+        self._carried = _carried
         self.name = name
         loop.tasks.add(self)
         if now:
@@ -160,11 +157,10 @@ class Task(Future[T]):
         self._step()
 
     def _step(self) -> None:
-        global _about, _local
+        global _carried
         if self.done or self._waiting is not None:
             return
-        outer, _local = _local, self._local
-        outer_about, _about = _about, self._about
+        outer, _carried = _carried, self._carried
         try:
             try:
                 if self._cancelling:
@@ -173,8 +169,7 @@ class Task(Future[T]):
                 else:
                     waiting = self._coro.send(None)
             finally:
-                self._local, _local = _local, outer
-                self._about, _about = _about, outer_about
+                self._carried, _carried = _carried, outer
         except StopIteration as stop:
             self._end(stop.value, None)
         except (Cancelled, Exception) as exc:
