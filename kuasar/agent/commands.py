@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 from kuasar.agent.exchange import Exchange
+from kuasar.agent.protocol import COMMAND_OPERATIONS
 from kuasar.agent.remote import make_remote_streams
 from kuasar.agent.requests import Body
 from kuasar.agent.stdio import StdioPaths, Streams, make_streams
@@ -28,7 +29,6 @@ from kuasar.core.errors import BackendFailed, KuasarError, NotFound, ResourceExh
 from kuasar.core.spawn import PATH, Children, Exit
 from kuasar.core.threads import in_thread
 
-CAPABILITY = "commands"
 STREAMS_OF = "@"
 """Where the id of a stream has a container: no container is called that."""
 MOST = 16
@@ -81,8 +81,7 @@ class Commands:
 
     def operations(self) -> dict[str, Operation]:
         """By name."""
-        names = ("start", "wait", "kill", "resize", "close_io", "delete")
-        return {f"command.{name}": getattr(self, f"_{name}") for name in names}
+        return {op: getattr(self, f"_{op.removeprefix('command.')}") for op in COMMAND_OPERATIONS}
 
     def worker_changed(self) -> None:
         """There is a new worker: what it does not ask for within some seconds has lost its caller, and ends."""

@@ -11,13 +11,12 @@ import os
 import signal
 import socket
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import kuasar.agent.drivers.oci  # noqa: F401 - the usual driver, warm in the zygote so that no pod waits for its import
 from kuasar.agent import kernel, network
 from kuasar.agent import setup as pod_setup
-from kuasar.agent.commands import CAPABILITY as COMMANDS
-from kuasar.agent.commands import Commands
 from kuasar.agent.containers import Containers
 from kuasar.agent.drivers.base import SYSCTLS, Context
 from kuasar.agent.drivers.registry import make_driver
@@ -25,7 +24,7 @@ from kuasar.agent.events import EventLog
 from kuasar.agent.exchange import Exchange
 from kuasar.agent.machine import Machine
 from kuasar.agent.pids import Pids
-from kuasar.agent.protocol import TRACE, VERSION, Hello
+from kuasar.agent.protocol import COMMAND_OPERATIONS, COMMANDS, TRACE, VERSION, Hello
 from kuasar.agent.requests import Body
 from kuasar.agent.server import Server
 from kuasar.agent.storage import HostStorage, Storage
@@ -35,6 +34,9 @@ from kuasar.core.aio import Future, Loop
 from kuasar.core.errors import wrap
 from kuasar.core.namespaces import join_netns
 from kuasar.core.spawn import Children
+
+if TYPE_CHECKING:
+    from kuasar.agent.commands import Commands
 
 _USUAL_SYSCTLS = frozenset({"net.ipv4.ip_unprivileged_port_start", "net.ipv4.ping_group_range"})
 """Which every pod with a network of its own gets without having asked."""
@@ -136,6 +138,12 @@ def _serve(arguments: Arguments, listen_fd: int, host_proc: int, machine: Machin
     return 0
 
 
+def _make_commands(loop: Loop, children: Children, exchange: Exchange, group: str) -> Commands:
+    from kuasar.agent.commands import Commands  # few sandboxes ever get one, and a guest's PID 1 is small
+
+    return Commands(loop, children, exchange, group)
+
+
 class Agent:
     """Puts the parts together and has the operations that are about the sandbox as a whole."""
 
@@ -177,8 +185,10 @@ class Agent:
             loop, children, driver, pids, self._events, storage, exchange, arguments.directory, arguments.sandbox_id
         )
         self._shut_down: Future[None] = Future(loop)
-        commands = Commands(loop, children, exchange, arguments.cgroup or _COMMANDS_CGROUP)
-        operations |= Tasks(self.containers, pids).operations() | commands.operations()
+        self._make_commands = partial(_make_commands, loop, children, exchange, arguments.cgroup or _COMMANDS_CGROUP)
+        self._commands: Commands | None = None
+        operations |= Tasks(self.containers, pids).operations()
+        operations |= {op: partial(self._command, op) for op in COMMAND_OPERATIONS}
         operations |= {
             "setup": self._setup,
             "shutdown": self._shutdown,
@@ -187,7 +197,7 @@ class Agent:
             "log_level": self._log_level,
         }
         self._server = Server(loop, listener, self._make_hello, self._events, exchange, operations)
-        self._server.on_worker = commands.worker_changed
+        self._server.on_worker = self._worker_changed
 
     async def wait(self) -> None:
         """Until the agent has been shut down and has said so."""
@@ -236,6 +246,15 @@ class Agent:
     def _end(self) -> None:
         if not self._shut_down.done:
             self._shut_down.set_result(None)
+
+    async def _command(self, op: str, body: Body, deadline: float | None) -> dict[str, Any]:
+        if self._commands is None:
+            self._commands = self._make_commands()
+        return await self._commands.operations()[op](body, deadline)
+
+    def _worker_changed(self) -> None:
+        if self._commands is not None:
+            self._commands.worker_changed()
 
     async def _log_level(self, body: Body, deadline: float | None) -> dict[str, Any]:
         level = body.text("level")

@@ -13,6 +13,9 @@ import msgpack
 
 VERSION = 2
 TRACE = "trace"
+COMMANDS = "commands"
+"""Of agents that have the operations ``command.*``."""
+COMMAND_OPERATIONS = tuple(f"command.{name}" for name in ("start", "wait", "kill", "resize", "close_io", "delete"))
 """Capability of an agent that takes ``trace`` and gives ``spans``: one that was started before there were traces would
 hang up."""
 MAX_FRAME_BYTES = 16 * 1024 * 1024

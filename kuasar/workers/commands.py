@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from kuasar.agent import protocol
 from kuasar.core import log
 from kuasar.core.aio import Future
 from kuasar.core.errors import KuasarError, NotFound, ResourceExhausted, Unimplemented
@@ -18,8 +19,6 @@ from kuasar.workers.sandbox import Sandbox
 from kuasar.workers.states import State
 from kuasar.workers.stdio import COMMANDS, Stdio
 
-CAPABILITY = "commands"
-"""Of agents that have the operations."""
 MOST = 16
 _START_SECONDS = 30.0
 _END_SECONDS = 10.0
@@ -64,12 +63,12 @@ class Commands:
         sandbox = self._sandbox
         sandbox.machine.require(State.READY, doing="run a command")
         agent = sandbox.link.agent
-        if agent is not None and CAPABILITY not in agent.capabilities:
+        if agent is not None and protocol.COMMANDS not in agent.capabilities:
             engine = sandbox.record.engine
             raise Unimplemented(
                 f"sandbox {sandbox.id} (engine {engine}) has no place for commands: its agent does not offer it",
                 engine=engine,
-                capability=CAPABILITY,
+                capability=protocol.COMMANDS,
             )
         if len(self._running) >= MOST:
             raise ResourceExhausted(f"{MOST} commands run in sandbox {sandbox.id} already")

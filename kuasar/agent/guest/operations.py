@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kuasar.agent import kernel
 from kuasar.agent.events import EventLog
 from kuasar.agent.guest import identity, online
-from kuasar.agent.guest.copies import Copies
 from kuasar.agent.guest.storage import GuestStorage
 from kuasar.agent.guest.uevents import Uevents
 from kuasar.agent.machine import Machine
@@ -19,6 +18,9 @@ from kuasar.agent.tasks import Operation
 from kuasar.core.aio import Loop
 from kuasar.core.errors import InvalidArgument, wrap
 from kuasar.core.ids import require_id
+
+if TYPE_CHECKING:
+    from kuasar.agent.guest.copies import Copies
 
 CAPABILITY = "guest"
 SHARED = "shared"
@@ -35,7 +37,6 @@ class Guest:
         self._uevents = Uevents(loop)
         self._share_tag = ""
         self._wake: Callable[[], None] | None = None
-        self._copies = Copies(f"{directory}/{SHARED}")
         self.storage = GuestStorage(self._uevents, machine.load_module, directory)
         online.expect_memory()
         machine.attach(loop)
@@ -91,13 +92,18 @@ class Guest:
 
     async def _write(self, body: Body, deadline: float | None) -> dict[str, Any]:
         self._require_no_share("name")
-        self._copies.write(body)
+        self._copies().write(body)
         return {}
 
     async def _remove(self, body: Body, deadline: float | None) -> dict[str, Any]:
         self._require_no_share("name")
-        self._copies.remove(body)
+        self._copies().remove(body)
         return {}
+
+    def _copies(self) -> Copies:
+        from kuasar.agent.guest.copies import Copies  # in machines without a share only
+
+        return Copies(f"{self._directory}/{SHARED}")
 
     def _require_no_share(self, field: str) -> None:
         if self._share_tag:
