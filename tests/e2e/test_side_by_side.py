@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,13 @@ def nodes(stack: Stack, cri: CriClient, clean: None, tmp_path: Path) -> Iterator
     """The node as each engine's."""
     Patience.factor = max(engine.patience for engine in OURS)
     cri.timeout = CALL_SECONDS * Patience.factor
-    made = [Node(stack, cri, engine, str(tmp_path / engine.handler)) for engine in OURS]
-    yield made
-    for node in made:
-        node.close()
+    with ExitStack() as hosts:
+        for engine in OURS:
+            hosts.enter_context(engine.host())
+        made = [Node(stack, cri, engine, str(tmp_path / engine.handler)) for engine in OURS]
+        yield made
+        for node in made:
+            node.close()
     Patience.factor = 1.0
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from guest.closure import Unpacked
-from tests.integration.guest.conftest import WORK, needs_qemu, needs_root
+from tests.integration.guest.conftest import WORK, Built, needs_qemu, needs_root
 from tests.integration.guest.containers import answer, asking, bind, container, run_to_end
-from tests.integration.guest.machine import AgentConnection, Machine
+from tests.integration.guest.machine import AgentConnection, Machine, start_machine
 
 pytestmark = needs_qemu
 
@@ -212,8 +212,16 @@ def virtiofsd(directory: Path, path: str) -> Iterator[None]:
         daemon.wait(10)
 
 
+@pytest.fixture
+def own(built: Built) -> Iterator[tuple[Machine, AgentConnection]]:
+    """A guest for one test alone: one that has had a share does not become as it was."""
+    with start_machine(built.image, built.directory, built.root_disk) as machine, machine.connect() as agent:
+        yield machine, agent
+
+
 @needs_root
-def test_the_pods_share(machine: Machine, agent: AgentConnection, tmp_path: Path) -> None:
+def test_the_pods_share(own: tuple[Machine, AgentConnection], tmp_path: Path) -> None:
+    machine, agent = own
     error = agent.ask("guest.share", {"tag": "kuasar"}, timeout=0.5).error
     assert error is not None
     assert (error["kind"], "the machine has no share kuasar" in error["message"]) == ("deadline_exceeded", True)
