@@ -20,8 +20,9 @@ _LIBRARY_DIRS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
 _OURS = ("guest", "kuasar")
 # Runs in the guest's interpreter: import what is asked for and say which files that loaded.
 _PROBE = """
-import importlib, json, sys
-sys.path[:0] = json.loads(sys.argv[1])
+import sys
+sys.path[:0] = sys.argv[1].split(":")
+import importlib, json
 missing = []
 for name in json.loads(sys.argv[2]):
     try:
@@ -78,9 +79,7 @@ def python_modules(checkout: str, unpacked: Unpacked, wanted: Sequence[str]) -> 
     """The files (below the directory) of ``wanted`` and all that importing them loads, by module name; without those of
     which ``checkout`` has a small one of our own."""
     search = [f"{checkout}/{recipe.SLIM_DIRECTORY}", unpacked.path(recipe.MSGPACK)]
-    probe = unpacked.command(
-        "usr/bin/python3.11", "-I", "-S", "-B", "-c", _PROBE, json.dumps(search), json.dumps(wanted)
-    )
+    probe = unpacked.command("usr/bin/python3.11", "-I", "-S", "-B", "-c", _PROBE, ":".join(search), json.dumps(wanted))
     answer = json.loads(run(probe, "imports of the agent"))
     if answer["missing"]:
         raise BuildFailed("the agent imports what the guest's Python does not have: " + "; ".join(answer["missing"]))

@@ -70,7 +70,7 @@ AGENT_ROOTS = ("guest.pid1.boot", "guest.pid1.modprobe", "kuasar.agent.main", "k
 NOT_IN_GUEST = ("kuasar.agent.drivers.wasmtime",)
 """Imported by name when a configuration asks for it, which a guest's never does."""
 
-SLIM = ("dataclasses", "datetime", "selectors", "threading", "typing")
+SLIM = ("dataclasses", "datetime", "json", "signal", "socket", "threading", "typing")
 """Modules of the standard library that are replaced by small ones of our own, ``guest/slim/<name>.py``, because they
 would be a third of the agent's memory."""
 

@@ -24,10 +24,13 @@ def text(path):
         return file.read()
 status = dict(line.split(":", 1) for line in text("/proc/1/status").splitlines())
 mounts = {line.split()[1]: line.split()[2] for line in text("/proc/1/mounts").splitlines()}
-one = socket.create_server(("127.0.0.1", 0))
-socket.create_connection(one.getsockname()).close()
-six = socket.create_server(("::1", 0), family=socket.AF_INET6)
-socket.create_connection(six.getsockname()[:2]).close()
+for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+    with socket.socket(family) as server, socket.socket(family) as client:
+        server.bind((address, 0))
+        server.listen()
+        client.connect(server.getsockname()[:2])
+        with server.accept()[0] as accepted:
+            assert accepted.getpeername() == client.getsockname()
 def private(pid):
     lines = text(f"/proc/{pid}/smaps_rollup").splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private"))

@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.util
+import json
+import os
+import signal
+import socket
 import sys
 import types
 import typing
@@ -136,3 +140,68 @@ def test_a_thread_is_over_when_it_has_been_joined() -> None:
     thread.start()
     thread.join()
     assert done == [1]
+
+
+VALUES: list[Any] = [{"a": [1, -2.5, True, None, "ü\n\u2028"], "": {}}, [], "text", 7, 1e300, False, {"n": {"m": [[]]}}]
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_json_is_written_and_read_as_the_library_does(value: Any) -> None:
+    module: Any = slim("json")
+    for options in ({}, {"separators": (",", ":")}, {"ensure_ascii": False}):
+        text = json.dumps(value, **options)
+        assert module.dumps(value, **options) == text
+        assert module.loads(f" {text}\n") == value
+
+
+def test_json_asks_for_what_it_does_not_have() -> None:
+    module: Any = slim("json")
+    assert module.JSONEncoder(default=str, ensure_ascii=False).encode({"at": Path("/ü")}) == '{"at": "/ü"}'
+    with pytest.raises(TypeError, match="PosixPath is not JSON"):
+        module.dumps([Path("/")])
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    with pytest.raises(ValueError, match="Circular"):
+        module.dumps(cycle)
+    assert module.dumps([[]]) == "[[]]"
+
+
+@pytest.mark.parametrize("text", ["", " ", "{", "[1,", '{"a" 1}', "nul", '"open', "1 2", "[1]]"])
+def test_what_is_no_json_is_a_value_error(text: str) -> None:
+    for module in (slim("json"), json):
+        with pytest.raises(ValueError, match="char"):
+            module.loads(text)
+
+
+def test_signals_have_the_names_that_the_library_gives() -> None:
+    module: Any = slim("signal")
+    assert {int(each): each.name for each in signal.Signals} == {
+        number: module.Signals(number).name for number in map(int, signal.Signals)
+    }
+    assert module.Signals(9) == signal.SIGKILL
+    with pytest.raises(ValueError, match="0 is not a valid Signals"):
+        module.Signals(0)
+
+
+def test_sockets_are_accepted_closed_and_carry_descriptors() -> None:
+    module: Any = slim("socket")
+    with module.socket(module.AF_UNIX, module.SOCK_STREAM) as listener:
+        listener.bind("")
+        listener.listen()
+        with module.socket(module.AF_UNIX) as client:
+            client.connect(listener.getsockname())
+            accepted, _ = listener.accept()
+            assert not os.get_inheritable(accepted.fileno())
+            accepted.set_inheritable(True)
+            assert os.get_inheritable(accepted.fileno())
+            with accepted, open("/dev/null", "rb") as first, open("/dev/zero", "rb") as second:
+                fds = (first.fileno(), second.fileno())
+                with socket.socket(fileno=client.detach()) as sender:
+                    socket.send_fds(sender, [b"two"], list(fds))
+                data, found, _, _ = module.recv_fds(accepted, 16, 2)
+                assert (data, len(found)) == (b"two", 2)
+                for sent, received in zip(fds, found, strict=True):
+                    assert os.fstat(received).st_rdev == os.fstat(sent).st_rdev
+                    os.close(received)
+        assert accepted.fileno() == -1
+    assert listener.fileno() == -1
