@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from functools import partial
 
@@ -102,7 +102,7 @@ class Share:
         in the guest. ``slave``: what the host mounts below it later is shown, too."""
         target = f"{self.directory}/{name}"
         kind = "the directory" if os.path.isdir(source) else "the file"
-        if target in mounts_of_host():
+        if target in self._mounts():
             return f"{GUEST_DIRECTORY}/{name}"  # by an earlier worker, or for the same request
         try:
             self._make_mount_point(source, target)
@@ -111,6 +111,16 @@ class Share:
         except OSError as exc:
             raise wrap(exc, f"cannot share {kind} {source} with the machine") from exc
         return f"{GUEST_DIRECTORY}/{name}"
+
+    def _mounts(self) -> Collection[str]:
+        """What is mounted. Raises :class:`BackendFailed` when the share is not: nothing new would be seen in it."""
+        mounted = mounts_of_host()
+        if self.directory not in mounted:
+            raise BackendFailed(
+                f"the directory that is shared with the machine, {self.directory}, has been unmounted: the machine sees "
+                "nothing new in it; make the pod anew"
+            )
+        return mounted
 
     def _make_mount_point(self, source: str, target: str) -> None:
         os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
@@ -122,9 +132,10 @@ class Share:
     def mount_rootfs(self, rootfs: list[object], name: str) -> str:
         """Stack the mounts of a root file system as ``name``; gives its path in the guest."""
         target = f"{self.directory}/{name}"
+        mounted = target in self._mounts()
         os.makedirs(target, mode=0o755, exist_ok=True)
         self._host.acquiring("mount", target)
-        if target not in mounts_of_host():
+        if not mounted:
             mounts.mount_rootfs(rootfs, target, _layers(target))
         return f"{GUEST_DIRECTORY}/{name}"
 

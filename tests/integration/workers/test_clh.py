@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kuasar.core.errors import KuasarError
+from kuasar.core.errors import BackendFailed, KuasarError
 from tests import needs
 from tests.integration.cloud_hypervisor.rig import directory_for_all, first_process_of_guest
 from tests.integration.net.wires import Namespace
@@ -164,6 +164,22 @@ def test_an_adopted_machine_goes_on(node: Node) -> None:
             assert hello.state == "ready"
             await r.call("task.kill", id="c1", exec_id="", signal=9, all=False)
             assert (await r.call("task.wait", key="", id="c1", exec_id=""))["exit_status"] == 137
+            await node.end(r)
+
+    scenario(work())
+
+
+def test_a_share_that_somebody_has_unmounted_is_named(node: Node) -> None:
+    async def work() -> None:
+        async with node.rig() as r:
+            await r.call("sandbox.start")
+            await r.create_container("c1", "sleep 3600")
+            await r.call("task.start", id="c1", exec_id="")
+            subprocess.run(["umount", "--lazy", f"{r.directory}/shared"], check=True, timeout=10)
+            with pytest.raises(BackendFailed, match=f"{r.directory}/shared, has been unmounted"):
+                await r.create_container("c2", "true")
+            assert (await r.call("task.state", key="", id="c1", exec_id=""))["status"] == "running"
+            assert "c2" not in r.record()["containers"]
             await node.end(r)
 
     scenario(work())
