@@ -27,7 +27,7 @@ from kuasar.workers.commands import Commands
 from kuasar.workers.logfiles import keep_small
 from kuasar.workers.sandbox import Sandbox
 from kuasar.workers.states import State
-from kuasar.workers.tasks import Tasks
+from kuasar.workers.tasks import LOOKS, Tasks
 
 EXIT_GONE = 0
 EXIT_OUTDATED = 3
@@ -35,6 +35,8 @@ EXIT_USAGE = 2
 
 _UNUSED_SECONDS = 60.0
 """A worker to which nobody has said what to make within this time was forgotten by a gateway that died."""
+_WHILE_ADOPTING = LOOKS | {"sandbox.status", "sandbox.wait"}
+"""Answered before the agent of an inherited machine is reached."""
 
 
 class Worker:
@@ -98,6 +100,8 @@ class Worker:
         op, body = request.op, request.body
         failpoint("worker.request")
         try:
+            if op not in _WHILE_ADOPTING:
+                await self._sandbox.until_adopted()
             if op.startswith("task."):
                 reply = await self._tasks.handle(op, body, request.key, request.deadline)
             elif op.startswith("command."):

@@ -69,6 +69,7 @@ class Sandbox:
         """Held by whoever ends the machine: stop, shutdown, or the watcher of a machine that ended by itself."""
         self._starting: Task[None] | None = None
         self._start_over: Future[None] | None = None
+        self._adopting: Future[None] | None = None
 
     # -- facts ---------------------------------------------------------------------------------------------------
 
@@ -138,21 +139,29 @@ class Sandbox:
         elif not alive:
             await self._ended(Ended(255, "the machine died while no worker watched it"))
         else:
-            await self._adopted(recorded)
+            self.machine.to(State.READY)
+            self._watcher = self.loop.spawn(self._watch(), "watch")
+            self._adopting = self.loop.future()
+            self.loop.spawn(self._adopt(recorded, self._adopting), "adopt")
 
-    async def _adopted(self, recorded: State) -> None:
+    async def until_adopted(self) -> None:
+        """Wait until the agent of an inherited machine is reached, or the machine has been ended because it is not."""
+        if self._adopting is not None:
+            await self._adopting
+
+    async def _adopt(self, recorded: State, done: Future[None]) -> None:
+        """An agent may take its time (an emulated machine on a busy node); what the record knows is told meanwhile."""
         try:
             agent = await self.link.connect(self.backend, time.monotonic() + _START_SECONDS)
             await self.backend.adopted(agent)
         except KuasarError as exc:
-            log.error("the agent of the running machine does not answer, ending it", error=exc)
-            await self.backend.stop(0, None)
-            await self._ended(Ended(255, f"the agent did not answer the new worker: {exc}"))
-            return
-        self.machine.to(State.READY)
-        self.link.keep(True)
-        self._watcher = self.loop.spawn(self._watch(), "watch")
-        log.info("adopted the running machine", pid=self.backend.pid, recorded=recorded.value)
+            await self.end_hung(f"the agent did not answer the new worker: {exc}", 255)
+        else:
+            self.link.keep(self.state is State.READY)
+            log.info("adopted the running machine", pid=self.backend.pid, recorded=recorded.value)
+        finally:
+            self._adopting = None
+            done.set_result(None)
 
     def _make_backend(self, engine: str) -> Backend:
         settings = self._config.engine(engine)
@@ -330,13 +339,13 @@ class Sandbox:
             log.error("the agent cannot be reached any more, ending the machine", error=exc)
             self.loop.spawn(self._end_unreachable(), "end of an unreachable machine")
 
-    async def end_hung(self, reason: str) -> None:
+    async def end_hung(self, reason: str, exit_status: int = 137) -> None:
         """End a running machine whose agent does not do what it must."""
         async with self._ending:
             if self.state is State.READY:
                 log.error("ending a machine that hangs", reason=reason, pid=self.backend.pid)
                 await self.backend.stop(0, None)
-                await self._ended(Ended(137, reason))
+                await self._ended(Ended(exit_status, reason))
 
     async def _end_unreachable(self) -> None:
         await self.backend.stop(0, None)

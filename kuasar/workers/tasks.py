@@ -1,12 +1,12 @@
 """The requests ``task.*``: prepared here with what belongs to the machine, carried out by the agent.
 
-When the machine is gone its containers are dead, and the record answers for them: ``wait`` and ``delete`` give 137 with
-the time of the end, so that containerd can finish with them in the usual way.
+When the machine is gone its containers are dead, and the record answers for them (``recorded.py``): ``wait`` and
+``delete`` give 137 with the time of the end, so that containerd can finish with them in the usual way. While a machine
+runs whose agent is slow to answer, the record answers what containerd asks when it starts (:data:`LOOKS`).
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -17,11 +17,12 @@ from kuasar.agent.client import AgentClient
 from kuasar.backends.base import Ended
 from kuasar.core import cgroup, log
 from kuasar.core.cgroup.translate import v2_as_v1
-from kuasar.core.errors import DeadlineExceeded, KuasarError, NotFound, Unavailable, WrongState
+from kuasar.core.errors import DeadlineExceeded, KuasarError, Unavailable
 from kuasar.core.failpoints import failpoint
 from kuasar.core.ids import require_id
 from kuasar.core.threads import in_thread
 from kuasar.workers.keeping import Keeper
+from kuasar.workers.recorded import KILLED, STREAMS, Recorded
 from kuasar.workers.sandbox import Sandbox
 from kuasar.workers.sizing import fit_machine, note_limits
 from kuasar.workers.spec import add_pod_mounts, cgroups_path, read_spec
@@ -29,11 +30,13 @@ from kuasar.workers.states import State
 from kuasar.workers.stdio import Stdio
 
 _MOVING = frozenset({"task.create", "task.exec"})
-_STREAMS = ("stdin", "stdout", "stderr", "terminal")
+LOOKS = frozenset({"task.state", "task.connect", "task.pids"})
+"""What containerd asks about each container when it starts: without an answer within 2 to 5 s it takes it for lost, and
+does not ask again."""
+_LOOK_SECONDS = 1.0
+_STATUS_AFTER = {"task.start": "running", "task.pause": "paused", "task.resume": "running"}
 _UNMAKE_SECONDS = 10.0
 _HUNG_SECONDS = 10.0
-KILLED = 137
-"""Exit status of a process that died with its machine: 128 + SIGKILL."""
 
 
 class Tasks:
@@ -47,6 +50,7 @@ class Tasks:
     ) -> None:
         self._sandbox = sandbox
         self.stdio = self._stdio = Stdio(sandbox.loop, sandbox.id, keeper)
+        self._recorded = Recorded(sandbox)
         self._publish = publish
         sandbox.link.on_agent = self._on_agent
         sandbox.on_ended = self._on_ended
@@ -62,7 +66,7 @@ class Tasks:
         if op == "task.create":
             return await self._create(body, key, deadline)
         if self._is_over():
-            return self._afterlife(op, body)
+            return self._after_the_end(op, body)
         if op == "task.exec" and self._relays:
             return await self._exec(body, key, deadline)
         if op == "task.close_io" and self._close_stdin(body["id"], body.get("exec_id", "")):
@@ -72,15 +76,19 @@ class Tasks:
         try:
             if op == "task.kill" and body.get("signal") == signal.SIGKILL:
                 return await self._kill_for_good(op, body, key, deadline)
+            if op in LOOKS and not body.get("exec_id"):
+                return await self._look(op, body, deadline)
             reply = await self._sandbox.call_agent(op, body, key, deadline)
         except Unavailable:
             if not self._is_over():
                 raise
-            return self._afterlife(op, body)
+            return self._after_the_end(op, body)
         if op == "task.delete":
             await (self._forget_exec(body["id"], body["exec_id"]) if body.get("exec_id") else self._forget(body["id"]))
+        elif op in _STATUS_AFTER and not body.get("exec_id"):
+            self._recorded.note(body["id"], status=_STATUS_AFTER[op])
         elif op == "task.state" and self._relays:
-            reply |= self._streams_of(body["id"], body.get("exec_id", ""))
+            reply |= self._recorded.streams(body["id"], body["exec_id"])
         elif op == "task.stats" and self._relays and cgroup.current().version == 1:
             reply = {"stats": v2_as_v1(reply["stats"])}  # containerd understands its own node's version only
         return reply
@@ -104,6 +112,29 @@ class Tasks:
             await self._sandbox.end_hung(f"the agent did not carry out a SIGKILL within {_HUNG_SECONDS:g} s")
             return {}
 
+    async def _look(self, op: str, body: dict[str, Any], deadline: float | None) -> dict[str, Any]:
+        """How the agent sees a container, or, when it does not answer soon, how it was last seen."""
+        container_id, limit = body["id"], time.monotonic() + _LOOK_SECONDS
+        try:
+            reply = await self._sandbox.call_agent(op, body, "", limit if deadline is None else min(limit, deadline))
+        except DeadlineExceeded:
+            reply_by_record = self._recorded.last_seen(op, container_id)
+            if reply_by_record is None:
+                raise
+            log.warning("the agent is slow, answering from the record", op=op, container=container_id)
+            return reply_by_record
+        return reply | self._recorded.streams(container_id, "") if op == "task.state" and self._relays else reply
+
+    def _after_the_end(self, op: str, body: dict[str, Any]) -> dict[str, Any]:
+        container_id, exec_id = body["id"], body.get("exec_id", "")
+        reply = self._recorded.after_the_end(op, container_id, exec_id)
+        if op == "task.delete":
+            if exec_id:
+                self._stdio.close(container_id, exec_id)
+            else:
+                self._stdio.close_container(container_id)
+        return reply
+
     def _is_over(self) -> bool:
         return self._sandbox.state is State.STOPPED
 
@@ -119,7 +150,7 @@ class Tasks:
             sandbox.directory.acquiring("cgroup", path)
         known = container_id in sandbox.record.containers
         if not known:
-            facts = {name: body[name] for name in ("bundle", *_STREAMS)}
+            facts = {name: body[name] for name in ("bundle", *STREAMS)}
             facts |= {"cgroup": path, "pid": 0}
             note_limits(facts, (spec.get("linux") or {}).get("resources") or {})
             sandbox.record.containers[container_id] = facts
@@ -155,10 +186,10 @@ class Tasks:
     async def _exec(self, body: dict[str, Any], key: str, deadline: float | None) -> dict[str, Any]:
         """An exec whose streams are relayed: recorded like a container, so that a successor finds them."""
         sandbox, container_id, exec_id = self._sandbox, body["id"], body["exec_id"]
-        execs = self._execs(container_id)
+        execs = self._recorded.execs(container_id)
         known = exec_id in execs
         if not known:
-            execs[exec_id] = {name: body[name] for name in _STREAMS}
+            execs[exec_id] = {name: body[name] for name in STREAMS}
             sandbox.directory.save()
         try:
             streams = self._stdio.open(container_id, exec_id, body)
@@ -167,14 +198,6 @@ class Tasks:
             if not known and sandbox.state is State.READY:
                 await self._forget_exec(container_id, exec_id)
             raise
-
-    def _execs(self, container_id: str) -> dict[str, Any]:
-        """The execs of a container in the record. Raises :class:`NotFound`."""
-        facts = self._sandbox.record.containers.get(container_id)
-        if facts is None:
-            raise NotFound(f"container {container_id} does not exist", container=container_id)
-        execs: dict[str, Any] = facts.setdefault("execs", {})
-        return execs
 
     async def _forget_exec(self, container_id: str, exec_id: str) -> None:
         """Strike an exec out; harmless when it is not recorded (whose streams are not relayed never is)."""
@@ -223,17 +246,8 @@ class Tasks:
         """The sandbox is gone: nothing is relayed any more."""
         self._stdio.close_all()
 
-    def _recorded(self, container_id: str, exec_id: str) -> dict[str, Any]:
-        facts: dict[str, Any] = self._sandbox.record.containers.get(container_id, {})
-        return facts.get("execs", {}).get(exec_id, {}) if exec_id else facts
-
-    def _streams_of(self, container_id: str, exec_id: str) -> dict[str, Any]:
-        """What the caller gave as streams, where the agent knows only that they are streams."""
-        facts = self._recorded(container_id, exec_id)
-        return {name: facts[name] for name in _STREAMS if name in facts}
-
     def _close_stdin(self, container_id: str, exec_id: str) -> bool:
-        facts = self._recorded(container_id, exec_id)
+        facts = self._recorded.process(container_id, exec_id)
         if self._relays and facts and not facts.get("stdin_closed"):
             facts["stdin_closed"] = True
             self._sandbox.directory.save()
@@ -248,14 +262,8 @@ class Tasks:
 
     def _on_agent_event(self, agent: AgentClient, seq: int, topic: str, body: dict[str, Any]) -> None:
         if topic == "task.exit" and not body.get("exec_id"):
-            self._record_exit(body["container_id"], body["exit_status"], body["exited_at"])
+            self._recorded.note_exit(body["container_id"], body["exit_status"], body["exited_at"])
         self._publish(topic, body, lambda: agent.ack_event(seq))
-
-    def _record_exit(self, container_id: str, exit_status: int, exited_at: int) -> None:
-        facts = self._sandbox.record.containers.get(container_id)
-        if facts is not None and "exited_at" not in facts:
-            facts |= {"exit_status": exit_status, "exited_at": exited_at}
-            self._sandbox.directory.save_if_possible()
 
     def _on_ended(self, ended: Ended) -> None:
         """The machine is gone: every container in it that had not ended has ended now."""
@@ -290,52 +298,3 @@ class Tasks:
             },
             lambda: None,
         )
-
-    # -- answers for the dead ------------------------------------------------------------------------------------------
-
-    def _afterlife(self, op: str, body: dict[str, Any]) -> dict[str, Any]:
-        container_id, exec_id = body["id"], body.get("exec_id", "")
-        facts = self._sandbox.record.containers.get(container_id)
-        if facts is None:
-            raise NotFound(f"container {container_id} does not exist", container=container_id)
-        # An exec that nobody has deleted yet died with the machine at the latest.
-        end = {
-            "exit_status": KILLED if exec_id else facts.get("exit_status", KILLED),
-            "exited_at": facts.get("exited_at", self._sandbox.record.exited_at),
-        }
-        match op:
-            case "task.wait":
-                return end
-            case "task.delete":
-                if exec_id:
-                    self._stdio.close(container_id, exec_id)
-                    facts.get("execs", {}).pop(exec_id, None)
-                else:
-                    self._stdio.close_container(container_id)
-                    self._sandbox.record.containers.pop(container_id)
-                self._sandbox.directory.save_if_possible()
-                return {"pid": facts["pid"], **end}
-            case "task.state":
-                shown = {name: facts[name] for name in ("bundle", *_STREAMS)} | self._streams_of(container_id, exec_id)
-                return {
-                    "id": container_id,
-                    "exec_id": exec_id,
-                    "pid": facts["pid"],
-                    "status": "stopped",
-                    **shown,
-                    **end,
-                }
-            case "task.connect":
-                return {"task_pid": facts["pid"], "shim_pid": os.getpid()}
-            case "task.pids":
-                return {"pids": []}
-            case "task.close_io":
-                return {}
-            case "task.kill":
-                raise NotFound(f"container {container_id} has ended: {self._sandbox.record.reason}")
-            case _:
-                raise WrongState(
-                    f"{op}: container {container_id} has ended: {self._sandbox.record.reason}",
-                    seen="stopped",
-                    needed="running",
-                )

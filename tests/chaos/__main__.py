@@ -145,14 +145,8 @@ def _under_load(
 def _with_containerd(
     killer: Killer, loads: Sequence[PodLoad], deaths: Sequence[str], directory: str, advance: Callable[[str], None]
 ) -> None:
-    """containerd dies, alone or with supervisord: everything runs on, and is found again.
-
-    At its start containerd gives each container four seconds to tell its state, and calls it unknown then. On a busy
-    node the agent of an emulated machine is slower: of machines our own view, and commands through it, are checked.
-    """
+    """containerd dies, alone or with supervisord: everything runs on, and is found again."""
     away = Away()
-    machines = [load for load in loads if load.is_machine]
-    loads = [load for load in loads if not load.is_machine]
     for load in loads:
         load.write_anew()
     execing = [load for load in loads if load.can_exec]
@@ -163,7 +157,7 @@ def _with_containerd(
     ):
         for number, name in enumerate(deaths):
             with ExitStack() as held:
-                for load in (*execing, *machines):
+                for load in execing:
                     held.enter_context(held_command(load, directory, number))
                 for load in loads:
                     load.containerd_dies()
@@ -171,8 +165,6 @@ def _with_containerd(
                     killer.kill([name])
             for load in loads:
                 load.check_lasting()
-            for load in machines:
-                load.check_idle_by_task_api()
             for load in others:
                 load.turn()
             advance(f"killed {name}")

@@ -13,14 +13,11 @@ from itertools import count
 
 import grpc
 
-from kuasar.api.gen.containerd.task.v3.task_pb2 import StateRequest
-from kuasar.api.gen.containerd.types.task_pb2 import Status
 from kuasar.api.gen.cri.v1.common_pb2 import LinuxContainerResources
 from kuasar.cli.cri import CriError
 from tests.chaos.lines import END_CODE, STOP_FILE, WRITES, Lines
 from tests.deadline import eventually
 from tests.e2e.engines import EXEC, OWN_KERNEL, SHELL
-from tests.e2e.gateway import NAMESPACE, Gateway
 from tests.e2e.harness import Container, Pod
 
 _PATIENCE_SECONDS = 60.0
@@ -105,14 +102,6 @@ class PodLoad:
                 self.wrong.append(f"{self._name(container)} does not run any more: {container.status()}")
             elif container.pid != self._pids[container.id]:
                 self.wrong.append(f"{self._name(container)} is another: {self._pids[container.id]} -> {container.pid}")
-
-    def check_idle_by_task_api(self) -> None:
-        """The same of the idle container, of which containerd need not know: asked of our gateway."""
-        with Gateway(self.pod.stack.layout.gateway_socket) as gateway:
-            request = StateRequest(id=self.idle.id)
-            state = gateway.task.State(request, timeout=_PATIENCE_SECONDS, metadata=NAMESPACE, wait_for_ready=True)
-        if (state.status, state.pid) != (Status.RUNNING, self._pids[self.idle.id]):
-            self.wrong.append(f"{self._name(self.idle)} is another, or does not run any more: {state}")
 
     def end_writer(self) -> None:
         """Have it come to its end: no line may be missing, doubled, torn or out of order."""

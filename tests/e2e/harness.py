@@ -157,6 +157,12 @@ class Pod:
         return self.status().state == pod_pb2.PodSandboxState.SANDBOX_READY
 
     @property
+    def process(self) -> int:
+        """What the sandbox lives and dies with: a machine's VMM, else the agent."""
+        with Gateway(self.stack.layout.gateway_socket) as gateway:
+            return gateway.status(self.id, self.engine.handler).pid
+
+    @property
     def address(self) -> str:
         """Its address in the pod network."""
         return self.status().network.ip

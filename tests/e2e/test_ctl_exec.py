@@ -60,10 +60,15 @@ def line(process: subprocess.Popen[bytes]) -> bytes:
 
 
 def commands(pod: Pod) -> list[str]:
-    """Of the sandbox: what the gateway holds, and where the host sees them the cgroups of commands."""
+    """Of the sandbox: what the gateway holds, and where the host sees them the cgroups of commands. A stand-in has its
+    guest's own cgroup there, ``guest-PID``, which stays."""
     found = os.listdir(f"{pod.stack.layout.run}/commands") if Path(f"{pod.stack.layout.run}/commands").exists() else []
     for root in cgroup.current().roots():
-        found += [str(path) for path in Path(root).rglob(f"kuasar-{pod.id}/*") if path.is_dir()]
+        found += [
+            str(path)
+            for path in Path(root).rglob(f"kuasar-{pod.id}/*")
+            if path.is_dir() and not path.name.startswith("guest-")
+        ]
     return found
 
 

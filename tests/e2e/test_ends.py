@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,6 @@ def info(pod: Pod) -> dict[str, str]:
     """The verbose status of the sandbox, as our worker says it."""
     with Gateway(pod.stack.layout.gateway_socket) as gateway:
         return dict(gateway.status(pod.id, pod.engine.handler, verbose=True).info)
-
-
-def process_of(pod: Pod) -> int:
-    """What the sandbox lives and dies with: a machine's VMM, else the agent."""
-    with Gateway(pod.stack.layout.gateway_socket) as gateway:
-        return gateway.status(pod.id, pod.engine.handler).pid
 
 
 def virtiofsd_of(pod: Pod) -> int:
@@ -61,7 +56,7 @@ def held(stack: Stack, pod: Pod) -> set[str]:
 
 @pytest.mark.needs(OURS)
 def test_the_end_of_an_agent_or_a_vmm(node: Node) -> None:
-    require_end(node, process_of, "")
+    require_end(node, attrgetter("process"), "")
 
 
 @pytest.mark.needs(OWN_KERNEL)

@@ -64,6 +64,24 @@ def test_containerd_dies_and_everything_runs_on(node: Node) -> None:
     assert idle.pod.run_idle("new").running()
 
 
+@pytest.mark.needs(OURS)
+def test_containerd_starts_while_a_pod_hangs_and_does_not_take_its_container_for_lost(node: Node) -> None:
+    idle = node.pod("hanging").run_idle()
+    hanging = idle.pod.process
+    os.kill(hanging, signal.SIGSTOP)
+    try:
+        kill(node.stack, "containerd")
+        node.stack.wait_ready()
+        assert idle.running()
+    finally:
+        os.kill(hanging, signal.SIGCONT)
+    assert idle.pod.ready
+    ended = idle.pod.run(idle.pod.engine.programs.exit(3), "ended")
+    assert ended.wait().exit_code == 3
+    idle.stop()
+    assert idle.wait().exit_code == 137
+
+
 @pytest.mark.needs(WASM)
 def test_containerd_dies_and_modules_run_on(node: Node) -> None:
     idle = node.pod().run_idle()

@@ -7,14 +7,16 @@ import asyncio
 import os
 import shutil
 import signal
+import time
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kuasar.agent import kernel
 from kuasar.core import tombstones
-from kuasar.core.errors import BackendFailed, KuasarError, NotFound, WrongState
+from kuasar.core.errors import BackendFailed, DeadlineExceeded, KuasarError, NotFound, WrongState
 from tests import needs
 from tests.integration.workers.rig import Rig, rig, run
 
@@ -64,6 +66,68 @@ def test_a_sigkill_that_the_agent_does_not_carry_out_ends_the_machine() -> None:
             ended = await r.call("sandbox.wait", key="")
             assert "did not carry out a SIGKILL" in ended["reason"]
             await r.call("task.delete", id="c1", exec_id="")
+            await gone(r)
+
+    run(scenario())
+
+
+def test_what_containerd_asks_when_it_starts_is_answered_while_the_agent_hangs() -> None:
+    async def scenario() -> None:
+        async with rig() as r:
+            pid = await ready(r)
+            await r.create_container("c1", "sleep 100")
+            process = {"key": "", "id": "c1", "exec_id": ""}
+            asked = ("task.state", "task.connect", "task.pids")
+
+            async def seen() -> list[dict[str, Any]]:
+                return [await r.call(op, **process) for op in asked]
+
+            for change, status in (("", "created"), ("task.start", "running"), ("task.pause", "paused")):
+                if change:
+                    await r.call(change, id="c1", exec_id="")
+                by_agent = await seen()
+                os.kill(pid, signal.SIGSTOP)
+                begun = time.monotonic()
+                by_record = await seen()
+                assert time.monotonic() - begun < 4.5  # 1 s each
+                with pytest.raises(DeadlineExceeded):  # of an exec nothing is remembered
+                    await r.router.call(
+                        r.sandbox, "task.state", {"id": "c1", "exec_id": "e1"}, deadline=time.monotonic() + 0.2
+                    )
+                os.kill(pid, signal.SIGCONT)
+                assert by_record[0]["status"] == status
+                assert by_record[0] == by_agent[0]
+                assert by_record[1]["task_pid"] == by_agent[1]["task_pid"]
+                assert by_record[2] == by_agent[2]
+            await r.call("task.resume", id="c1", exec_id="")
+            os.kill(pid, signal.SIGSTOP)
+            assert (await r.call("task.state", **process))["status"] == "running"
+            os.kill(pid, signal.SIGCONT)
+            await gone(r)
+
+    run(scenario())
+
+
+def test_a_successor_answers_before_it_has_reached_the_agent() -> None:
+    async def scenario() -> None:
+        async with rig() as r:
+            await r.start_zygote()
+            worker, _ = await r.start_worker()
+            await r.create()
+            pid = (await r.call("sandbox.start"))["pid"]
+            await r.create_container("c1", "sleep 100")
+            await r.call("task.start", id="c1", exec_id="")
+            os.kill(pid, signal.SIGSTOP)
+            worker.kill()
+            worker.wait()
+            await r.start_worker()
+            assert (await r.call("sandbox.status", key="", verbose=False))["state"] == "ready"
+            assert (await r.call("task.state", key="", id="c1", exec_id=""))["status"] == "running"
+            stats = asyncio.create_task(r.call("task.stats", key="", id="c1", exec_id=""))
+            await asyncio.sleep(0.2)
+            assert not stats.done()
+            os.kill(pid, signal.SIGCONT)
+            assert (await stats)["stats"]
             await gone(r)
 
     run(scenario())
