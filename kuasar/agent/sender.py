@@ -36,6 +36,8 @@ class Sender:
         self._end_sent = False
         self._limit: int | None = None
         """What the receiver takes; None until it has told it on this connection."""
+        self._to_ask = False
+        """Whether it has still to be asked on this connection: a full channel puts that off."""
         self._last = 0
         """Once the process is dead: up to here its bytes go whatever the limit is."""
 
@@ -52,7 +54,7 @@ class Sender:
     def connected(self) -> None:
         """There is a new connection: its receiver has to say first what it takes. Asks it to."""
         self._limit = None
-        self._send(Data(self.stream, self._ring.start, b""))
+        self._to_ask = not self._send(Data(self.stream, self._ring.start, b""))
 
     def on_window(self, window: Window) -> None:
         """The receiver has said what it has and what it takes. Numbers that cannot be are held to what can."""
@@ -81,11 +83,14 @@ class Sender:
         self._pause()
         self._source = None
         self._limit = None
+        self._to_ask = False
         self.ended.set_result(None)
         self.acknowledged.set_result(None)
 
     def flush(self) -> None:
         """Send what may be sent."""
+        if self._limit is None and self._to_ask:
+            self.connected()
         if self._limit is None or self.acknowledged.done:
             return
         while self._sent < min(self._allowed, self._ring.end):

@@ -117,8 +117,8 @@ class Share:
         mounted = mounts_of_host()
         if self.directory not in mounted:
             raise BackendFailed(
-                f"the directory that is shared with the machine, {self.directory}, has been unmounted: the machine sees "
-                "nothing new in it; make the pod anew"
+                f"the directory that is shared with the machine, {self.directory}, has been unmounted: the machine "
+                "sees nothing new in it; make the pod anew"
             )
         return mounted
 

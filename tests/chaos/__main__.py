@@ -97,7 +97,9 @@ def _run(stack: Stack, options: argparse.Namespace) -> Figures:
                 for number, engine in enumerate(_engines(options)):
                     pod = nodes[engine].pod(f"chaos-{number}")
                     loads.append(PodLoad(pod, f"{options.seed}/{number}", options.writer_cpu))
-                _under_load(killer, loads, together(in_order(UNDER_LOAD, counts, options.seed), options.seed), advance)
+                all_relayed = all(load.is_relayed for load in loads)
+                deaths = together(in_order(UNDER_LOAD, counts, options.seed), options.seed, all_relayed)
+                _under_load(killer, loads, deaths, advance)
                 wrong += _all_reported(exits, events, loads)
             _with_containerd(killer, loads, in_order(WITH_CONTAINERD, counts, options.seed), directory, advance)
         except Exception as error:  # what was seen until then is told all the same

@@ -17,7 +17,7 @@ from kuasar.api.gen.cri.v1.common_pb2 import LinuxContainerResources
 from kuasar.cli.cri import CriError
 from tests.chaos.lines import END_CODE, STOP_FILE, WRITES, Lines
 from tests.deadline import eventually
-from tests.e2e.engines import EXEC, OWN_KERNEL, SHELL
+from tests.e2e.engines import EXEC, OWN_KERNEL, RELAYED, SHELL
 from tests.e2e.harness import Container, Pod
 
 _PATIENCE_SECONDS = 60.0
@@ -68,6 +68,7 @@ class PodLoad:
         self.idle = pod.run_idle("idle")
         self.can_exec = pod.engine.can(EXEC)
         self.is_machine = pod.engine.can(OWN_KERNEL)
+        self.is_relayed = pod.engine.can(RELAYED)
         quota = min(1.0, writer_cpu * (_SLOWNESS if self.is_machine else 1)) * _PERIOD_US
         self._quota = LinuxContainerResources(cpu_period=_PERIOD_US, cpu_quota=int(quota))
         self.writer: Container | None = None

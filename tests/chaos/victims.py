@@ -29,7 +29,9 @@ _LONGEST_PAUSE = 0.3
 _TOGETHER_SHARE = 0.4
 """Of the deaths under load that hit while somebody else is being replaced."""
 _NOT_BOTH = frozenset({"gateway", "keeper"})
-"""What one lets go the other holds. The same is true of a machine's worker, which relays streams, and the keeper."""
+"""What one lets go the other holds."""
+_NOT_BOTH_RELAYED = frozenset({"worker", "keeper"})
+"""The same of a worker that relays streams."""
 
 Back = Callable[[], None]
 """Waits until a victim is replaced and answers."""
@@ -62,15 +64,16 @@ def in_order(victims: Sequence[Victim], counts: dict[Victim, int], seed: int) ->
     return order
 
 
-def together(order: Sequence[str], seed: int) -> list[tuple[str, ...]]:
-    """The same, with some of them in pairs."""
+def together(order: Sequence[str], seed: int, all_relayed: bool) -> list[tuple[str, ...]]:
+    """The same, with some of them in pairs. ``all_relayed``: there is no worker that may die with the keeper."""
+    never = {_NOT_BOTH, _NOT_BOTH_RELAYED} if all_relayed else {_NOT_BOTH}
     choose = random.Random(f"{seed}/together")
     found: list[tuple[str, ...]] = []
     for name in order:
         last = found[-1] if found else ()
         if (
             len(last) == 1
-            and {*last, name} != _NOT_BOTH
+            and frozenset((*last, name)) not in never
             and {*last, name} != {name}
             and choose.random() < _TOGETHER_SHARE
         ):
@@ -124,7 +127,7 @@ class Killer:
     def _load(self, name: str, names: Sequence[str]) -> PodLoad:
         """The one that is asked afterwards; of a worker its own."""
         with_keeper = name == "worker" and "keeper" in names
-        return self._random.choice([load for load in self._loads if not (with_keeper and load.is_machine)])
+        return self._random.choice([load for load in self._loads if not (with_keeper and load.is_relayed)])
 
     def _prepared(self, name: str, load: PodLoad) -> Callable[[], Back]:
         """Everything that is to be known before the kill, which is what this gives."""

@@ -36,6 +36,7 @@ MESSAGE_QUEUES = "message-queues"  # containers of a pod see each other's POSIX 
 LINUX_DETAILS = "linux-details"  # all of Linux: kinds of interfaces, sysctls, seccomp of execs, all below /proc
 WASM = "wasm"
 PLUGINS = "plugins"  # a pod's annotation chooses plug-ins of the engine
+RELAYED = "relayed"  # the worker stands between the streams and the agent, which cannot open containerd's FIFOs
 OWN_KERNEL = "own-kernel"  # a pod is a machine
 SHARED_FILES = "shared-files"  # directories of the host are seen as they are now, and can be written
 OURS = "ours"  # goes through our gateway, workers and supervisord
@@ -189,9 +190,9 @@ _LINUX = _EACH | frozenset(
 _GVISOR = frozenset({SHARED_FILES, SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, HOST_NETWORK})
 _QUARK = frozenset({SHARED_FILES, SHELL, EXEC, UPDATE, HOST_NETWORK})
 _WASM = frozenset({SHARED_KERNEL, WASM, PAUSE, PAUSE_ONE, UPDATE, STATS, HOST_NETWORK})
-_MACHINE = _EACH | frozenset({SHARED_FILES, SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, SHARED_PID, OWN_KERNEL})
+_MACHINE = _EACH | frozenset({SHARED_FILES, SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, SHARED_PID, RELAYED, OWN_KERNEL})
 # a stand-in, whose guest is no kernel of its own
-_FIRECRACKER = _EACH | frozenset({SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, SHARED_PID})
+_FIRECRACKER = _EACH | frozenset({SHELL, EXEC, TTY, PAUSE, UPDATE, STATS, SHARED_PID, RELAYED})
 _STRATOVIRT = _FIRECRACKER | {SHARED_FILES}
 _WASMEDGE_PROGRAMS = WasmPrograms(b"args.wasm", "stdout", (b"execution failed", b"unreachable", b"_start"))
 

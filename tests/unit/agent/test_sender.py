@@ -100,6 +100,19 @@ def rig() -> Iterator[Rig]:
     made.close()
 
 
+def test_a_question_that_a_full_channel_refused_is_asked_when_there_is_room(rig: Rig) -> None:
+    rig.full = True
+    rig.sender.connected()
+    assert rig.write(5) == 5
+    rig.full = False
+    rig.sender.flush()
+    assert rig.frames == [Data("c//stdout", 0, b"", False)]
+    rig.sender.flush()
+    assert len(rig.frames) == 1  # once
+    rig.window(0, FAR)
+    assert rig.received == pattern(0, 5)
+
+
 def test_nothing_is_sent_before_the_window_and_nothing_beyond_its_limit(rig: Rig) -> None:
     rig.write(1000)
     assert rig.frames == []
