@@ -15,7 +15,7 @@ PYTEST := $(V)/python -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run start stop status guest test test-unit test-integration test-e2e chaos soak check format bench proto install clean template
+.PHONY: help run start stop status guest test test-unit test-integration test-e2e chaos soak check format bench pictures proto install clean template
 
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ check: $(VENV) ## format, lint, types, unit tests
 format: $(VENV) ## format the code
 	@$(V)/ruff format .
 	@$(V)/ruff check --fix .
+
+pictures: $(VENV) ## draw the README's pictures of kuasarctl from what runs now (after make run)
+	@$(V)/python -m scripts.pictures
 
 bench: install ## measure our handlers and containerd's own shim; results in bench-results/
 	@$(V)/python -m tests.bench $(BENCH_ARGS)
