@@ -35,8 +35,8 @@ stop: $(VENV) ## stop the stack with all its pods, and say if anything was left 
 guest: $(SYSTEM) ## build the guest image of the microVM engines in .kuasar/guest/image; REFRESH=1 fetches newest packages
 	@$(PYTHON) -m guest.build $(if $(REFRESH),--refresh)
 
-test: install ## all tests: unit, integration, end to end with containerd, a quick round of chaos
-	@$(PYTEST) tests/unit tests/integration tests/e2e tests/chaos; code=$$?; echo $$code >.kuasar/test-exit; exit $$code
+test: install ## all tests: unit, integration, end to end with containerd, a quick round of chaos, a newcomer's walk
+	@$(PYTEST) tests/unit tests/integration tests/e2e tests/chaos tests/walk; code=$$?; echo $$code >.kuasar/test-exit; exit $$code
 
 test-unit: $(VENV) ## what needs neither root nor containerd
 	@$(PYTEST) tests/unit

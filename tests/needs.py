@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -29,3 +30,5 @@ VSOCK_DAEMON = pytest.mark.skipif(
 )
 MACHINES = [ROOT, QEMU, IMAGE]
 """Starts pods in virtual machines."""
+EXITS_ARE_TOLD = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2]) >= (6, 15)
+"""Whether the kernel tells how somebody else's child has ended."""

@@ -51,7 +51,7 @@ _CONSOLE_LINES = 12
 _MAX_CONSOLE_BYTES = 1024 * 1024
 _CONSOLE_CHECK_SECONDS = 5.0
 _PANIC = re.compile(r"Kernel panic - not syncing: .*|Out of memory and no killable processes.*|kuasar-guest: end: .*")
-_ROUTINE = re.compile(r"(fv|virtio|vu)_\w+: ")
+_ROUTINE = re.compile(r"((fv|virtio|vu)_\w+|stop_all_queues): ")
 """What virtiofsd says whenever its machine ends."""
 ANNOTATION_SHARED_FS = "io.kuasar/shared-fs"
 
@@ -433,9 +433,13 @@ class MicroVm(Backend):
         if not await self.vmm.ended_by(time.monotonic() + _SETTLE_SECONDS):
             # Without its files every container of the machine hangs: an end with a reason is better.
             dead = next((words for words, process in helpers.items() if not process.alive), "a helper of the machine")
+            how = await helpers[dead].how_it_ended() if dead in helpers else ""
             await self.vmm.kill(time.monotonic() + _KILL_SECONDS)
-            return Ended(255, f"{dead} died: {self._tail_of_log()}")
-        return Ended(255, f"the machine ended: {self._last_words()}")
+            said = "; ".join(part for part in (how, self._tail_of_log()) if part)
+            return Ended(255, f"{dead} died: {said or 'without a word'}")
+        how = await self.vmm.how_it_ended()
+        words = f"{self.kind}: {how}" if how and how != "exited with 0" else ""
+        return Ended(255, f"the machine ended: {self._last_words(words)}")
 
     async def stop(self, grace: float, agent: AgentClient | None) -> Stage:
         self._cancel_tasks()
@@ -467,8 +471,9 @@ class MicroVm(Backend):
 
     # -- last words --------------------------------------------------------------------------------------------------
 
-    def _last_words(self) -> str:
-        """Why the machine may have ended: a panic, the guest's own words, the VMM's, the end of the console."""
+    def _last_words(self, how: str = "") -> str:
+        """Why the machine may have ended: a panic, how its process did (``how``), the guest's own words, the VMM's, the
+        end of the console."""
         console = _tail(str(self.host.machine.get("console", "")))
         said = _PANIC.findall(console)
         if said:
@@ -477,14 +482,13 @@ class MicroVm(Backend):
         lines = [line.rstrip() for line in console.splitlines() if line.strip()][-_CONSOLE_LINES:]
         return "; ".join(
             part
-            for part in (self.told, words, "last lines of its console: " + " | ".join(lines) if lines else "")
+            for part in (how, self.told, words, "last lines of its console: " + " | ".join(lines) if lines else "")
             if part
         )
 
     def _tail_of_log(self) -> str:
         lines = [line.strip() for line in _tail(self._log_path).splitlines() if line.strip()]
-        telling = [line for line in lines if not _ROUTINE.match(line)] or lines
-        return " | ".join(telling[-3:])
+        return " | ".join([line for line in lines if not _ROUTINE.match(line)][-3:])
 
     def _watch_console(self, path: str) -> None:
         """Keeps the console's file small: beyond a limit its older half goes."""

@@ -1,7 +1,7 @@
 """A process of a sandbox that outlives the worker: held by a pidfd, found again by pid and start time.
 
-Its facts are in the sandbox's record under its name. It may be nobody's child (a clone of the zygote), so its exit
-code is not known; what it said before its end is in its log.
+Its facts are in the sandbox's record under its name. It may be nobody's child (a clone of the zygote), so how it ended
+is known only if the kernel tells it by the pidfd; what it said before its end is in its log.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from typing import BinaryIO
 from kuasar.backends.base import AgentProcess, Host
 from kuasar.core.errors import BackendFailed, DeadlineExceeded
 from kuasar.core.failpoints import failpoint
-from kuasar.core.process import has_ended, open_process, send_signal, start_time
+from kuasar.core.process import has_ended, open_process, send_signal, start_time, wait_status
+from kuasar.core.spawn import Exit
+
+_REAP_LOOKS, _REAP_SECONDS = 5, 0.02
+"""Its parent reaps it at once."""
 
 
 def open_log(path: str) -> BinaryIO:
@@ -79,6 +83,15 @@ class HeldProcess:
         except DeadlineExceeded:
             return False
         return True
+
+    async def how_it_ended(self) -> str:
+        """``killed by SIGKILL``, ``exited with 1``; empty if it is not known."""
+        for _ in range(_REAP_LOOKS):
+            status = wait_status(self._pidfd) if self._pidfd is not None else None
+            if status is not None:
+                return Exit.from_wait_status(status).words
+            await self._host.loop.sleep(_REAP_SECONDS)
+        return ""
 
     async def kill(self, deadline: float) -> None:
         """SIGKILL; returns when it is dead. Raises DeadlineExceeded if the kernel does not end it by ``deadline``."""

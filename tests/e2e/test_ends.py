@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from scripts.stack import Stack
+from tests import needs
 from tests.deadline import eventually
 from tests.e2e import leftovers
-from tests.e2e.engines import OURS, OWN_KERNEL
+from tests.e2e.engines import OURS, OWN_KERNEL, RELAYED
 from tests.e2e.events import subscribed
 from tests.e2e.gateway import Gateway
 from tests.e2e.harness import Node, Pod
@@ -81,6 +82,8 @@ def require_end(node: Node, victim: Callable[[Pod], int], words: str) -> None:
         reason = info(pod)["reason"]
         assert reason
         assert words in reason
+        if node.engine.can(RELAYED) and needs.EXITS_ARE_TOLD:
+            assert "killed by SIGKILL" in reason
         assert ("virtiofsd" in reason) == (words == "virtiofsd")
         other = node.pod("later").run(node.engine.programs.exit(0))
         events.wait_for("/tasks/exit", other.id)  # whatever was to come of the first has come before it

@@ -142,8 +142,8 @@ class Engine(MicroVm):
     async def disconnect(self) -> None:
         self._machine.disconnect()
 
-    def _last_words(self) -> str:
-        words = super()._last_words()
+    def _last_words(self, how: str = "") -> str:
+        words = super()._last_words(how)
         events = self._machine.events.read()
         return f"{words}; the VMM's last event: {events[-1].source} {events[-1].name}" if events else words
 
