@@ -153,4 +153,5 @@ def test_no_file_names_a_mirror() -> None:
     files = [*Path(CHECKOUT, "scripts").rglob("*"), *Path(CHECKOUT, "etc").rglob("*"), Path(CHECKOUT, "Makefile")]
     for path in files:
         if path.is_file() and path.suffix != ".pyc":
-            assert not re.search(r"https?://(?!localhost|www\.w3\.org/2000/svg)", path.read_text(encoding="utf-8")), path
+            text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")  # a name, not a host
+            assert not re.search(r"https?://(?!localhost)", text), path
