@@ -66,8 +66,9 @@ def last_lines(path: str) -> list[str]:
     return lines[-_MAX_LINES:]
 
 
-def bury(state_dir: str, tombstone: Tombstone) -> None:
-    """Write it down, in the place of an earlier one of the same sandbox. Nothing fails because that is not possible."""
+def bury(state_dir: str, tombstone: Tombstone) -> bool:
+    """Write it down, in the place of an earlier one of the same sandbox; False if that is not possible, which is no
+    reason for anything to fail."""
     top = directory(state_dir)
     values = dataclasses.asdict(tombstone) | {"reason": tombstone.reason[:_MAX_REASON_CHARS]}
     path = f"{top}/{tombstone.sandbox}.json"
@@ -82,6 +83,8 @@ def bury(state_dir: str, tombstone: Tombstone) -> None:
         log.warning("no tombstone could be written", error=exc, reason=tombstone.reason)
         with suppress(OSError):
             os.unlink(f"{path}.new")
+        return False
+    return True
 
 
 def prune(state_dir: str, now: float | None = None) -> list[str]:

@@ -70,6 +70,8 @@ class Sandbox:
         self._starting: Task[None] | None = None
         self._start_over: Future[None] | None = None
         self._adopting: Future[None] | None = None
+        self._unburied: Tombstone | None = None
+        """Why the machine has ended, while a full disk does not take it."""
 
     # -- facts ---------------------------------------------------------------------------------------------------
 
@@ -236,7 +238,11 @@ class Sandbox:
         self.machine.require(State.CREATED, doing="start")
         record = self.record
         phases = self.phases = Phases()
-        self.machine.to(State.STARTING)
+        try:
+            self.machine.to(State.STARTING)
+        except KuasarError as exc:
+            self._bury("start: nothing was done", Ended(255, str(exc)))
+            raise
         steps = self._start_steps(phases, _earlier(deadline, time.monotonic() + _START_SECONDS))
         self._start_over = self.loop.future()
         self._starting = self.loop.spawn(steps, "start")
@@ -411,6 +417,8 @@ class Sandbox:
             self.machine.to(State.GONE)
             return {}
         self.directory.remove()
+        if self._unburied is not None:
+            bury(self._config.state_dir, self._unburied)  # there may be room now
         failpoint("worker.removed")
         self.machine.to(State.GONE)
         return {}
@@ -522,7 +530,7 @@ class Sandbox:
             console=last_lines(self.console_path),
             log=last_lines(self.log_path),
         )
-        bury(self._config.state_dir, tombstone)
+        self._unburied = None if bury(self._config.state_dir, tombstone) else tombstone
 
     async def _release(self) -> None:
         """Free every holding, newest first. What cannot be freed stays recorded and is named in the error."""

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import grpc
 
+from kuasar.agent import kernel
 from kuasar.api import anypb
 from kuasar.api.gen.containerd.sandbox.v1 import controller_pb2 as pb
 from kuasar.api.gen.containerd.sandbox.v1.controller_pb2_grpc import ControllerStub
@@ -113,14 +114,15 @@ class Node:
 
 
 @contextmanager
-def running(settings: str = "") -> Iterator[Node]:
-    """A node."""
+def running(settings: str = "", state_kib: int = 0) -> Iterator[Node]:
+    """A node. ``state_kib``: the size of a file system of its own for the state directory."""
     directory = tempfile.mkdtemp(prefix="kn-", dir="/tmp")
-    try:
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        if state_kib:
+            os.mkdir(f"{directory}/s", 0o700)
+            kernel.mount("tmpfs", f"{directory}/s", "tmpfs", 0, f"size={state_kib}k,mode=0700")
+            stack.callback(kernel.umount, f"{directory}/s")
         node = Node(directory, settings)
-        try:
-            yield node
-        finally:
-            node.close()
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        stack.callback(node.close)
+        yield node

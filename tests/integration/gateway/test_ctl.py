@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from kuasar.api.gen.kuasar.admin.v1 import admin_pb2 as pb
@@ -193,3 +195,23 @@ def test_a_template_is_made_listed_and_removed(tmp_path: Path) -> None:
     assert 0 < found["bytes"] < found["memory_bytes"]
     run("rm", found["key"][:6])
     assert json.loads(run("ls", "--json")) == []
+
+
+def test_a_full_disk_is_named_by_whoever_meets_it_and_by_doctor() -> None:
+    with running(state_kib=8192) as node:
+        node.run("aaa1", "web")
+        node.create("bbb2", "db")
+        ballast = Path(f"{node.directory}/s/ballast")
+        with suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        found = {each["check"]: each for each in data(node, "doctor", code=1)["checks"]}
+        assert found["space of state_dir"]["status"] == "fail"
+        assert "records and logs cannot be written" in found["space of state_dir"]["reason"]
+        with pytest.raises(grpc.RpcError, match="No space left on device"):
+            node.start("bbb2")
+        assert [each["id"] for each in data(node, "ps")["sandboxes"]] == ["aaa1"]  # a start that fails leaves nothing
+        assert "No space left on device" in ctl(node, "why", "db")
+        ballast.unlink()
+        node.forget("bbb2")
+        node.run("ccc3", "cache")
