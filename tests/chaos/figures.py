@@ -41,9 +41,10 @@ class Figures:
             json.dump(asdict(self), file, indent=1)
 
     def _alone(self, name: str) -> str:
-        seconds, machines = self.answers.get(name), self.answers.get(f"{name} of a machine")
-        words = [_words(seconds)] if seconds else []
-        words += [f"of machines {_words(machines)}"] if machines else []
+        words = [_words(self.answers[name])] if self.answers.get(name) else []
+        for part in ("of a machine", "for the Sandbox API"):
+            seconds = self.answers.get(f"{name} {part}")
+            words += [f"{part} {_words(seconds)}"] if seconds else []
         return f" ({', '.join(words)})" if words else ""
 
 

@@ -9,19 +9,19 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import grpc
 
-from kuasar.api.gen.containerd.task.v3.task_pb2 import StateRequest
+from kuasar.api.gen.containerd.types.task_pb2 import Status
 from kuasar.core.errors import Unavailable
 from kuasar.supervisor.keeper_client import Keeper
 from scripts.stack import Stack
 from tests.chaos.exits import Exits
 from tests.chaos.load import PodLoad
 from tests.deadline import eventually
-from tests.e2e.gateway import NAMESPACE, Gateway
+from tests.e2e.gateway import Gateway
+from tests.e2e.task_connection import TaskConnection
 
 _SECONDS = 60.0
 _LONGEST_PAUSE = 0.3
@@ -118,6 +118,11 @@ class Killer:
             back()
         of_machine = " of a machine" if names == ("worker",) and loads["worker"].is_machine else ""
         self.seconds.setdefault(" with ".join(sorted(names)) + of_machine, []).append(time.monotonic() - began)
+        if "gateway" in names:
+            load = loads["gateway"]
+            eventually(lambda: self._sandbox_api_answers(load), "the Sandbox API answers", timeout=_SECONDS)
+            if names == ("gateway",):
+                self.seconds.setdefault("gateway for the Sandbox API", []).append(time.monotonic() - began)
         for name in names:
             if name not in ("worker", "supervisord", "everything"):
                 self._settled(name)
@@ -144,18 +149,12 @@ class Killer:
     def _worker(self, load: PodLoad) -> Callable[[], Back]:
         program = f"sandbox:{load.pod.id}"
         self._settled(program)
-        gateway = Gateway(self._stack.layout.gateway_socket)
-        request = StateRequest(id=load.idle.id)
-        with suppress(grpc.RpcError):  # connected, and everybody is there
-            gateway.task.State(request, timeout=_SECONDS, metadata=NAMESPACE, wait_for_ready=True)
+        connection = self._connected(load)
         victim = self._pid(program)
 
         def back() -> None:
-            with gateway:
-                try:
-                    gateway.task.State(request, timeout=_SECONDS, metadata=NAMESPACE)
-                except grpc.RpcError:  # the gateway died, too
-                    eventually(lambda: self._answers(load), "the worker answers", timeout=_SECONDS)
+            with connection:
+                self._told(connection, load)
 
         def strike() -> Back:
             os.kill(victim, signal.SIGKILL)
@@ -165,12 +164,14 @@ class Killer:
 
     def _program(self, name: str, load: PodLoad) -> Callable[[], Back]:
         self._settled(name)
+        connection = self._connected(load) if name == "gateway" else None
         victim = self._pid(name)
         number = self._random.choice((signal.SIGKILL, signal.SIGTERM)) if name == "containerd" else signal.SIGKILL
 
         def back() -> None:
-            if name == "gateway":
-                eventually(lambda: self._answers(load), "the gateway answers", timeout=_SECONDS)
+            if connection is not None:
+                with connection:
+                    self._told(connection, load)
                 return
             self._replaced(name, victim)
             if name == "containerd":
@@ -184,14 +185,27 @@ class Killer:
 
         return strike
 
-    def _answers(self, load: PodLoad) -> bool:
+    def _connected(self, load: PodLoad) -> TaskConnection:
+        """As containerd is, which everybody who shall answer over it has answered before."""
+        connection = TaskConnection(f"{self._stack.layout.run}/task.sock", int(_SECONDS))
+        self._told(connection, load)
+        return connection
+
+    def _told(self, connection: TaskConnection, load: PodLoad) -> None:
+        """The state of a container that shall run is asked for and answered."""
+        state = connection.state(load.idle.id)
+        if state.status != Status.RUNNING:
+            load.wrong.append(f"{load.pod.config.metadata.name}/{load.idle.name} does not run: {state}")
+
+    def _sandbox_api_answers(self, load: PodLoad) -> bool:
+        """It has another way in than containers: gRPC, whose connections end with the gateway."""
         with Gateway(self._stack.layout.gateway_socket) as gateway:
             try:
-                gateway.task.State(StateRequest(id=load.idle.id), timeout=_SECONDS, metadata=NAMESPACE)
+                gateway.status(load.pod.id, load.pod.engine.handler)
             except grpc.RpcError as error:
                 if error.code() == grpc.StatusCode.UNAVAILABLE:
                     return False
-                load.wrong.append(f"{load.pod.config.metadata.name}/{load.idle.name}: {error.code()} {error.details()}")
+                raise
         return True
 
     def _with_supervisord(self, others: Sequence[str]) -> Back:

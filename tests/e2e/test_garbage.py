@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 
 from kuasar.agent import protocol
 from kuasar.api.gen.containerd.task.v3 import task_pb2 as pb
-from kuasar.api.gen.ttrpc.ttrpc_pb2 import Request as TtrpcRequest
 from kuasar.bus import messages
 from kuasar.core.ttrpc import FrameType, encode_frame
 from kuasar.supervisor import keeper_wire, zygote_wire
@@ -26,6 +25,7 @@ from tests.e2e.engines import HOST_PID, OURS
 from tests.e2e.gateway import NAMESPACE
 from tests.e2e.harness import Container, Node
 from tests.e2e.stack import sandbox_directory
+from tests.e2e.task_connection import encode_call
 from tests.garbage import spoilt, throw
 
 pytestmark = pytest.mark.needs(OURS, HOST_PID)
@@ -34,19 +34,12 @@ EXAMPLES = int(os.environ.get("EXAMPLES", "100"))
 _WARM_UP = 30
 _MOST_MIB = 6.0
 _MOST_DESCRIPTORS = 4
-_SERVICE = "containerd.task.v3.Task"
-
-
-def _ttrpc(method: str, request: pb.StateRequest | pb.WaitRequest | pb.KillRequest, stream: int) -> bytes:
-    payload = request.SerializeToString()
-    call = TtrpcRequest(service=_SERVICE, method=method, payload=payload, timeout_nano=10**9)
-    return encode_frame(stream, FrameType.REQUEST, call.SerializeToString())
 
 
 TASKS = [
-    _ttrpc("State", pb.StateRequest(id="ghost"), 1),
-    _ttrpc("Wait", pb.WaitRequest(id="ghost"), 3),
-    _ttrpc("Kill", pb.KillRequest(id="ghost", signal=9), 5),
+    encode_call("State", pb.StateRequest(id="ghost"), 1, 1),
+    encode_call("Wait", pb.WaitRequest(id="ghost"), 3, 1),
+    encode_call("Kill", pb.KillRequest(id="ghost", signal=9), 5, 1),
     encode_frame(7, FrameType.DATA, b"x" * 100),
 ]
 GRPC = [

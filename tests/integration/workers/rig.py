@@ -112,6 +112,12 @@ class Rig:
         process = self.spawn_worker()
         return process, await asyncio.wait_for(self.hellos.get(), SECONDS)
 
+    def kill_worker(self) -> None:
+        """Kill the worker that was started last, and everything else stays."""
+        worker = next(each for each in reversed(self._processes) if self.worker_module in each.args)  # type: ignore[operator]  # a list of words
+        worker.kill()
+        worker.wait()
+
     async def until(self, condition: Any, seconds: float = SECONDS) -> None:
         """Wait for a condition of the file system or a process, with a deadline."""
         deadline = time.monotonic() + seconds

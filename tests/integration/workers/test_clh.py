@@ -157,9 +157,7 @@ def test_an_adopted_machine_goes_on(node: Node) -> None:
             await r.call("sandbox.start")
             await r.create_container("c1", "sleep 3600")
             await r.call("task.start", id="c1", exec_id="")
-            for process in list(r._processes):
-                if "kuasar.workers.main" in process.args:  # type: ignore[operator]  # a list of words
-                    process.kill()
+            r.kill_worker()
             _, hello = await r.start_worker()
             assert hello.state == "ready"
             await r.call("task.kill", id="c1", exec_id="", signal=9, all=False)
