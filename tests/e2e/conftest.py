@@ -11,7 +11,7 @@ import pytest
 from kuasar.cli.cri import CriClient
 from scripts.stack import Stack
 from tests import leaks
-from tests.deadline import Patience, eventually
+from tests.deadline import SLOWNESS, Patience, eventually
 from tests.e2e import leftovers
 from tests.e2e.engines import BRIEF, Engine, chosen_engines
 from tests.e2e.harness import Node, Pod
@@ -89,7 +89,7 @@ def stack() -> Iterator[Stack]:
 @pytest.fixture(scope="session")
 def cri(stack: Stack) -> Iterator[CriClient]:
     """A CRI client of it."""
-    with CriClient(stack.layout.containerd_socket, timeout=CALL_SECONDS) as client:
+    with CriClient(stack.layout.containerd_socket, timeout=CALL_SECONDS * SLOWNESS) as client:
         client.runtime_status()  # connects: else the first test would seem to have left the connection behind
         yield client
 
@@ -110,13 +110,13 @@ def clean(stack: Stack) -> Iterator[None]:
 @pytest.fixture
 def node(stack: Stack, cri: CriClient, engine: Engine, clean: None, tmp_path: Path) -> Iterator[Node]:
     """Makes pods for one test."""
-    cri.timeout = CALL_SECONDS * engine.patience
-    Patience.factor = engine.patience
+    Patience.factor = engine.patience * SLOWNESS
+    cri.timeout = CALL_SECONDS * Patience.factor
     with engine.host():
         made = Node(stack, cri, engine, str(tmp_path))
         yield made
         made.close()
-    Patience.factor = 1.0
+    Patience.factor = SLOWNESS
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from kuasar.cli.cri import CriClient
 from scripts.stack import Stack
-from tests.deadline import Patience
+from tests.deadline import SLOWNESS, Patience
 from tests.e2e import leftovers
 from tests.e2e.conftest import CALL_SECONDS
 from tests.e2e.engines import EXEC, chosen_engines
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(bool(os.environ.get("ENGINE")), reason="one engi
 @pytest.fixture
 def nodes(stack: Stack, cri: CriClient, clean: None, tmp_path: Path) -> Iterator[list[Node]]:
     """The node as each engine's."""
-    Patience.factor = max(engine.patience for engine in OURS)
+    Patience.factor = max(engine.patience for engine in OURS) * SLOWNESS
     cri.timeout = CALL_SECONDS * Patience.factor
     with ExitStack() as hosts:
         for engine in OURS:
@@ -36,7 +36,7 @@ def nodes(stack: Stack, cri: CriClient, clean: None, tmp_path: Path) -> Iterator
         yield made
         for node in made:
             node.close()
-    Patience.factor = 1.0
+    Patience.factor = SLOWNESS
 
 
 def test_all_engines_run_at_once(nodes: list[Node]) -> None:

@@ -24,9 +24,10 @@ from kuasar.core.records import unseal
 from kuasar.core.trees import mounts_below
 from kuasar.supervisor.keeper_client import Keeper
 from tests import failpoints
+from tests.deadline import SLOWNESS
 
 T = TypeVar("T")
-SECONDS = 20.0
+SECONDS = 20.0 * SLOWNESS
 BUSYBOX = "/usr/bin/busybox"
 CHECKOUT = Path(__file__).parents[3]
 
@@ -35,7 +36,7 @@ def run(scenario: Coroutine[Any, Any, T], seconds: float = 90) -> T:
     """Run one scenario to its end, with a deadline."""
 
     async def bounded() -> T:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(seconds * SLOWNESS):
             return await scenario
 
     return asyncio.run(bounded())
