@@ -274,6 +274,7 @@ def test_a_shell_in_a_terminal(terminal: Terminal) -> None:
     terminal.process.send_signal(signal.SIGWINCH)
     terminal.type(b"while ! stty size | grep '33 71'; do sleep 0.1; done\r")
     terminal.wait_for(rb"\n33 71\r\n")
+    terminal.wait_for(rb"# ")  # or it comes between what is typed and what is said
     # Ctrl-C is a key: it ends what runs in the foreground, not the shell, and not kuasarctl
     terminal.type(b"echo go; sleep 3600\r")
     terminal.wait_for(rb"\ngo\r\n")
