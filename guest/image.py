@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable
 
 from guest import recipe, vmlinux
 from guest.closure import KernelModules, Unpacked
@@ -20,19 +21,29 @@ def write_kernel(path: str, bzimage: str, unpacked: Unpacked) -> None:
         file.write(vmlinux.compact(vmlinux.unpack(bzimage, unpacked)))
 
 
-def write_initrd(path: str, unpacked: Unpacked, kernel: KernelModules, modules_from: str, epoch: int) -> None:
-    """The initial memory disk: a busybox, the early modules, and the script that mounts the root disk."""
+def write_initrd(
+    path: str,
+    unpacked: Unpacked,
+    kernel: KernelModules,
+    modules_from: str,
+    epoch: int,
+    *,
+    modules: Iterable[str] = recipe.EARLY_MODULES,
+    init: bytes = b"",
+) -> None:
+    """The initial memory disk: a busybox, the early ``modules``, and the script ``init`` (empty: what mounts the root
+    disk)."""
     archive = io.BytesIO()
     writer = Writer(archive, epoch)
     for name in ("bin", "dev", "modules", "newroot", "proc", "sys"):
         writer.directory(name)
     writer.device("dev/console", 0o600, 5, 1)
     writer.regular("bin/busybox", _read(unpacked.path(recipe.BUSYBOX)), 0o755)
-    names = kernel.in_order(recipe.EARLY_MODULES)
+    names = kernel.in_order(modules)
     writer.regular("modules/order", "".join(f"{name}\n" for name in names).encode())
     for name in names:
         writer.regular(f"modules/{name}.ko", _read(f"{modules_from}/{kernel.file(name)}"))
-    writer.regular("init", _read(f"{_HERE}/early-init"), 0o755)
+    writer.regular("init", init or _read(f"{_HERE}/early-init"), 0o755)
     writer.close()
     with open(path, "wb") as file:
         file.write(archive.getvalue())

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from guest import manifest
 from guest.closure import KernelModules, Unpacked
-from guest.cpio import Writer
+from guest.image import write_initrd
 from scripts.layout import CHECKOUT, GUEST_IMAGE
 
 WORK = f"{CHECKOUT}/.kuasar/guest"
@@ -39,7 +39,7 @@ PATH=/bin
 busybox mount -t devtmpfs dev /dev && busybox mount -t proc proc /proc && busybox mount -t sysfs sysfs /sys
 exec </dev/console >/dev/console 2>&1
 for module in $(busybox cat /modules/order); do busybox insmod "/modules/$module.ko"; done
-busybox mkdir -p /lower /layer /newroot
+busybox mkdir /lower /layer
 busybox mount -t virtiofs -o ro host /lower && busybox mount -t tmpfs -o size=3g layer /layer
 busybox mkdir /layer/upper /layer/work
 busybox mount -t overlay -o lowerdir=/lower,upperdir=/layer/upper,workdir=/layer/work root /newroot
@@ -93,8 +93,8 @@ def _run(directory: str, arguments: Sequence[str]) -> int:
     inside = f"{directory}/inside"
     with open(inside, "w", encoding="utf-8") as script:
         script.write(re.sub("|".join(words), lambda match: words[match[0]], _INSIDE))
-    with open(f"{directory}/initrd", "wb") as file:
-        _write_initrd(Writer(file, 0), unpacked, kernel, modules_from, inside)
+    init = _INIT.replace("INSIDE", inside).encode()
+    write_initrd(f"{directory}/initrd", unpacked, kernel, modules_from, 0, modules=FIRST_MODULES, init=init)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{directory}/fs")
     listener.listen(1)
@@ -111,24 +111,6 @@ def _run(directory: str, arguments: Sequence[str]) -> int:
     finally:
         share.terminate()
         share.wait()
-
-
-def _write_initrd(writer: Writer, unpacked: Unpacked, kernel: KernelModules, modules_from: str, inside: str) -> None:
-    for name in ("bin", "modules", "dev", "proc", "sys"):
-        writer.directory(name)
-    writer.device("dev/console", 0o600, 5, 1)
-    writer.regular("bin/busybox", _read(unpacked.path("bin/busybox")), 0o755)
-    order = kernel.in_order(FIRST_MODULES)
-    for name in order:
-        writer.regular(f"modules/{name}.ko", _read(f"{modules_from}/{kernel.file(name)}"))
-    writer.regular("modules/order", "\n".join(order).encode())
-    writer.regular("init", _INIT.replace("INSIDE", inside).encode(), 0o755)
-    writer.close()
-
-
-def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def _boot(directory: str) -> int:

@@ -13,11 +13,11 @@ import msgpack
 
 VERSION = 2
 TRACE = "trace"
-COMMANDS = "commands"
-"""Of agents that have the operations ``command.*``."""
-COMMAND_OPERATIONS = tuple(f"command.{name}" for name in ("start", "wait", "kill", "resize", "close_io", "delete"))
 """Capability of an agent that takes ``trace`` and gives ``spans``: one that was started before there were traces would
 hang up."""
+COMMANDS = "commands"
+"""Capability of an agent that has the :data:`COMMAND_OPERATIONS`."""
+COMMAND_OPERATIONS = tuple(f"command.{name}" for name in ("start", "wait", "kill", "resize", "close_io", "delete"))
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 STREAM = "stream:"
 """What ``task.create`` and ``task.exec`` get instead of a path for a stream that goes over the channel."""

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import grpc
@@ -153,7 +154,7 @@ class Killer:
         victim = self._pid(program)
 
         def back() -> None:
-            with connection:
+            with closing(connection):
                 self._told(connection, load)
 
         def strike() -> Back:
@@ -170,7 +171,7 @@ class Killer:
 
         def back() -> None:
             if connection is not None:
-                with connection:
+                with closing(connection):
                     self._told(connection, load)
                 return
             self._replaced(name, victim)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from types import TracebackType
 
 from kuasar.api.gen.containerd.task.v3 import task_pb2 as pb
 from kuasar.api.gen.ttrpc.ttrpc_pb2 import KeyValue, Request, Response
@@ -53,11 +52,3 @@ class TaskConnection:
         """Harmless to repeat."""
         self._file.close()
         self._socket.close()
-
-    def __enter__(self) -> TaskConnection:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
